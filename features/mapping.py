@@ -1,0 +1,227 @@
+"""A data set is one mapping file (TOML). This is the contract by which a shop brings its data.
+
+See `holdfast init` for a commented file, and README.md, "Bring your own data".
+"""
+
+import difflib
+import math
+import os
+import tomllib
+from datetime import date
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import available_timezones
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from features import domain
+from features.errors import InputError
+from features.schema import SOURCES
+
+SAMPLE = "online_retail_ii"
+"""Name of the embedded sample data set."""
+
+
+def _known_timezone(name: str) -> str:
+    if name not in available_timezones():
+        close = difflib.get_close_matches(name, available_timezones(), n=1)
+        raise ValueError("is no IANA time zone" + (f"; did you mean {close[0]!r}?" if close else ""))
+    return name
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Table(_Part):
+    """Where one source table lies and how its columns become the canonical ones."""
+
+    path: str | None = Field(None, description="Parquet or CSV file(s), relative to the mapping file; globs allowed")
+    database: str | None = Field(None, description="DuckDB file or SQLAlchemy URL; $VARIABLES are expanded")
+    table: str | None = Field(None, description="table in that database")
+    where: str | None = Field(None, description="SQL condition on the source's own columns")
+    group_by: str | None = Field(None, description="SQL; several source rows make one canonical row")
+    columns: dict[str, str] = Field(description="canonical column = source column or SQL expression")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.database is None):
+            raise ValueError('needs either path = "FILES" or database = "DB" with table = "NAME"')
+        if self.database is not None and not self.table:
+            raise ValueError('database = "DB" also needs table = "NAME"')
+        return self
+
+
+class Churn(_Part):
+    """The label: no order within ``horizon_days``, for customers silent for at most ``lookback_days``."""
+
+    horizon_days: PositiveInt = domain.HORIZON_DAYS
+    lookback_days: float = Field(domain.LOOKBACK_DAYS, gt=0, description="inf: every past buyer")
+
+
+class Snapshots(_Part):
+    """When predictions are made: every month (on the 1st) or every N days, up to the test snapshot."""
+
+    first: date | None = Field(None, description="default: the first that lies one horizon after the first order")
+    test: date | None = Field(None, description="default: the last whose label window is complete")
+    every: Literal["month"] | PositiveInt = "month"
+
+
+class Segments(_Part):
+    """Thresholds in the shop's currency."""
+
+    high_value_per_year: float = Field(domain.HIGH_VALUE_PER_YEAR, gt=0)
+
+
+class Dataset(_Part):
+    """A parsed mapping file."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
+    timezone: Annotated[str, AfterValidator(_known_timezone)]
+    currency: str = Field(pattern=r"^[A-Z]{3}$")
+    model_name: str = Field("holdfast-churn", pattern=r"^[A-Za-z0-9_-]+$", description="name in the model registry")
+    churn: Churn = Churn()
+    snapshots: Snapshots = Snapshots()
+    segments: Segments = Segments()
+    tables: dict[str, Table]
+    file: Path = Field(exclude=True)
+
+    @model_validator(mode="after")
+    def _known_tables(self) -> Self:
+        for name, table in self.tables.items():
+            if name not in SOURCES:
+                raise ValueError(f"[tables.{name}] is no source; known: {', '.join(SOURCES)}")
+            known = [column.name for column in SOURCES[name].columns]
+            for column in table.columns:
+                if column not in known:
+                    raise ValueError(f"tables.{name}.columns.{column} is no canonical column; known: {', '.join(known)}")
+            missing = [c.name for c in SOURCES[name].columns if c.required and c.name not in table.columns]
+            if missing:
+                raise ValueError(f"[tables.{name}.columns] lacks {', '.join(missing)}")
+        absent = [name for name, source in SOURCES.items() if source.required and name not in self.tables]
+        if absent:
+            raise ValueError(f"lacks the table(s) {', '.join(absent)}: add [tables.{absent[0]}]")
+        return self
+
+    def resolve(self, path: str) -> str:
+        """A path of the mapping file, relative to the file's folder."""
+        expanded = os.path.expandvars(os.path.expanduser(path))
+        return expanded if os.path.isabs(expanded) else str(self.file.parent / expanded)
+
+    def definition(self) -> dict[str, Any]:
+        """Everything that decides the data's meaning, as JSON (``inf`` as text)."""
+        value = self.model_dump(mode="json")
+        if math.isinf(self.churn.lookback_days):
+            value["churn"]["lookback_days"] = "inf"
+        return value
+
+
+def sample_file() -> Path:
+    """Mapping file of the embedded sample, Online Retail II."""
+    return Path(str(resources.files("features") / "data" / f"{SAMPLE}.toml"))
+
+
+def read(file: Path | None = None) -> Dataset:
+    """Parse a mapping file (default: the embedded sample).
+
+    Raises InputError naming the file, the key, the bad value and the fix.
+    """
+    file = file or sample_file()
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(str(file), "no such mapping file", "give a file, or write one with: holdfast init") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InputError(str(file), f"cannot be read as TOML: {error}", "mend that place; `holdfast init` shows the form") from None
+    try:
+        return Dataset(**content, file=file.resolve())
+    except ValidationError as error:
+        raise InputError(str(file), "\n  ".join(map(_explain, error.errors())), _advice(error)) from None
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "file"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in ("missing", "value_error") and isinstance(problem["input"], dict):
+        return f"{key}: {message}"
+    return f"{key} = {problem['input']!r}: {message}"
+
+
+def _advice(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if first["type"] == "extra_forbidden":
+        parent, key = first["loc"][:-1], str(first["loc"][-1])
+        model: Any = {"churn": Churn, "snapshots": Snapshots, "segments": Segments, "tables": Table}.get(
+            str(parent[0]) if parent else "", Dataset
+        )
+        close = difflib.get_close_matches(key, model.model_fields, n=1)
+        known = ", ".join(name for name in model.model_fields if name != "file")
+        return f"rename it to {close[0]!r}" if close else f"remove it; known keys: {known}"
+    return "correct the key in the mapping file; `holdfast init` writes a commented example"
+
+
+TEMPLATE = """\
+# Holdfast mapping file: how this shop's tables become the canonical ones.
+# Run it with:  holdfast run --dataset {file}
+
+name = "my_shop"              # a-z, 0-9 and _; names the folder of the data set's state
+timezone = "Europe/Berlin"    # IANA name; times without a zone are taken to be local, others are converted
+currency = "EUR"              # ISO 4217; amounts below are in whole units of it
+# model_name = "holdfast-churn" # name in the model registry; give each shop that shares a registry its own
+
+[churn]
+horizon_days = 90             # churned: no order in the next 90 days
+lookback_days = 365           # leave out customers silent for longer; inf: every past buyer
+
+# [snapshots]                 # when predictions are made; the defaults follow from the data
+# first = 2024-04-01          # default: the first that lies one horizon after the first order
+# test  = 2025-09-01          # default: the last whose label window is complete; kept untouched until the end
+# every = "month"             # or a number of days
+
+# [segments]
+# high_value_per_year = 5000  # spend a year from which a customer is of high value
+
+# Each table: where it lies, and each canonical column as a source column or a DuckDB SQL expression.
+#   path = "orders/*.parquet"                      Parquet or CSV, globs allowed, relative to this file
+#   database = "shop.duckdb", table = "orders"     a DuckDB file
+#   database = "$SHOP_DB_URL", table = "orders"    any SQLAlchemy URL; secrets come from the environment
+#   where = "status <> 'test'"                     keep only these source rows
+#   group_by = "invoice_no"                        several source rows make one; columns are then aggregates
+
+[tables.orders]               # required: one row per order
+path = "orders.csv"
+[tables.orders.columns]
+order_id = "id"
+customer_id = "customer"      # a pseudonymous key, never an e-mail address or a name
+ordered_at = "created_at"     # a DATE counts as the end of that day, when the day's orders are known
+# arrived_at = "loaded_at"    # when the shop learnt of it, if later
+# cancelled_at = "cancelled"  # when the whole order was cancelled
+# amount = "total"            # only where there is no table of lines
+
+[tables.order_lines]          # recommended: one row per line
+path = "lines.csv"
+[tables.order_lines.columns]
+order_id = "order_id"
+product_id = "sku"
+quantity = "qty"
+amount = "price_cents * qty / 100.0"   # value of the line, net of discount
+# discount = "discount_cents / 100.0"
+
+# [tables.returns]            # one row per return or refund (positive quantity and amount)
+# path = "returns.csv"
+# [tables.returns.columns]
+# return_id = "id"
+# customer_id = "customer"
+# returned_at = "created_at"
+# quantity = "qty"
+# amount = "refund_cents / 100.0"
+
+# [tables.customers]          # one row per customer
+# path = "customers.csv"
+# [tables.customers.columns]
+# customer_id = "id"
+# registered_at = "created_at"
+# country = "country"
+"""
+"""What `holdfast init` writes."""

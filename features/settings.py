@@ -1,0 +1,43 @@
+"""Places and secrets, from the environment; nothing here is a choice of a run or a definition."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "BENTOML_DO_NOT_TRACK": "True",
+    "GX_ANALYTICS_ENABLED": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""Set by the front door before anything heavy is imported, unless set already: no telemetry, no pickle, no noise."""
+
+
+class Settings(BaseSettings):
+    """Where Holdfast keeps its state.
+
+    ``HOLDFAST_HOME`` is the one folder with everything that a run leaves behind;
+    ``MLFLOW_TRACKING_URI`` moves tracking and registry elsewhere, the usual way.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="HOLDFAST_", frozen=True, extra="ignore")
+
+    home: Path = Field(default=Path(".holdfast"), description="folder that holds all state")
+    mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow tracking and registry URI; default is SQLite in the home folder."""
+        return self.mlflow_tracking_uri or f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
+
+    @property
+    def reports(self) -> Path:
+        """Folder of the HTML report, ``run.json`` and Data Docs."""
+        return self.home / "reports"
+
+    def of(self, dataset: str) -> Path:
+        """Folder of one data set: ``sources.duckdb``, ``features.parquet``, ``optuna.db``."""
+        return self.home / "datasets" / dataset

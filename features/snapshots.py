@@ -1,0 +1,106 @@
+"""When predictions are made, and which snapshots may teach which."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+
+from features.errors import InputError
+from features.mapping import Dataset
+
+VALIDATION_SNAPSHOTS = 2
+CALIBRATION_SNAPSHOTS = 2
+
+
+@dataclass(frozen=True)
+class Split:
+    """Roles of the labelled snapshots; between any fit and its test lies an embargo of one horizon.
+
+    ``base`` teaches the tuning that ``validation`` judges; the last ``calibration`` snapshot comes a horizon
+    later; the final model learns from every snapshot whose label window ends before ``test``.
+    """
+
+    horizon: timedelta
+    labelled: tuple[datetime, ...]
+    test: datetime
+
+    def before(self, moment: datetime) -> tuple[datetime, ...]:
+        """Snapshots whose label window has ended by ``moment``: all that may be learnt from then."""
+        return tuple(t for t in self.labelled if t + self.horizon <= moment)
+
+    @property
+    def calibration(self) -> tuple[datetime, ...]:
+        """Origins of out-of-time predictions, back from the test in steps of a horizon.
+
+        Each is predicted by a model that learnt only from ``before(origin)``. The latest calibrates the final
+        model; calibrated on the one before, it also picks the challenger.
+        """
+        origins: list[datetime] = []
+        moment = self.test
+        while len(origins) < CALIBRATION_SNAPSHOTS and (known := self.before(moment)) and self.before(known[-1]):
+            moment = known[-1]
+            origins.insert(0, moment)
+        return tuple(origins)
+
+    @property
+    def validation(self) -> tuple[datetime, ...]:
+        """The latest snapshots whose labels are known at the last calibration snapshot: what tuning is judged by."""
+        return self.before(self.calibration[-1])[-VALIDATION_SNAPSHOTS:]
+
+    @property
+    def base(self) -> tuple[datetime, ...]:
+        """Training snapshots of the tuning; also what bin edges are fitted on."""
+        return self.before(self.validation[0])
+
+
+def schedule(dataset: Dataset, first_order: datetime, last_event: datetime) -> tuple[Split, datetime]:
+    """The labelled snapshots with their roles, and the scoring snapshot (the midnight after the last event).
+
+    Raises InputError when a label window is not complete or the history is too short for every role.
+    """
+    horizon = timedelta(days=dataset.churn.horizon_days)
+    file, given = str(dataset.file), dataset.snapshots
+    latest = datetime.combine(last_event.date() + timedelta(days=1), time())
+    first = _midnight(given.first) or datetime.combine(first_order.date() + horizon, time())
+    last_complete = latest - horizon
+    if given.test and _midnight(given.test) > last_complete:  # type: ignore[operator]
+        raise InputError(
+            f"{file}: snapshots.test = {given.test}",
+            f"its label window of {horizon.days} days ends after the last event ({last_event:%Y-%m-%d})",
+            f"choose {last_complete:%Y-%m-%d} or earlier",
+        )
+    moments = _steps(first, _midnight(given.test) or last_complete, given.every)
+    test = _midnight(given.test) or (moments[-1] if moments else last_complete)
+    split = Split(horizon, (*(t for t in moments if t < test), test), test)
+    _check_length(split, file, first_order, last_event)
+    return split, latest
+
+
+def _midnight(day: date | None) -> datetime | None:
+    return datetime.combine(day, time()) if day else None
+
+
+def _steps(first: datetime, last: datetime, every: str | int) -> list[datetime]:
+    if isinstance(every, int):
+        count = (last - first) // timedelta(days=every)
+        return [last - timedelta(days=every * k) for k in range(count, -1, -1)]
+    moments = []
+    year, month = first.year, first.month
+    while (moment := datetime(year, month, 1)) <= last:
+        if moment >= first:
+            moments.append(moment)
+        year, month = (year, month + 1) if month < 12 else (year + 1, 1)
+    return moments
+
+
+def _check_length(split: Split, file: str, first_order: datetime, last_event: datetime) -> None:
+    calibration: Sequence[datetime] = split.before(split.test)
+    validation = split.before(calibration[-1]) if calibration else ()
+    if validation and split.before(validation[-VALIDATION_SNAPSHOTS:][0]):
+        return
+    days = split.horizon.days
+    raise InputError(
+        f"{file}: snapshots",
+        f"{len(split.labelled)} labelled snapshots from {first_order:%Y-%m-%d} to {last_event:%Y-%m-%d} are too few: training, "
+        f"validation, calibration and test need label windows of {days} days one after another",
+        f"bring at least {5 * days} days of orders, set an earlier snapshots.first, or a shorter churn.horizon_days",
+    )

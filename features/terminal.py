@@ -1,0 +1,31 @@
+"""What a person sees while a command works: one line a step, with the seconds passed; tables at the end."""
+
+import time
+from functools import cache
+
+from rich.console import Console
+from rich.markup import escape
+
+WIDTH = 132
+
+
+@cache
+def console() -> Console:
+    """The terminal; without one (a pipe, a log) plain text wide enough for the tables."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+class Progress:
+    """Prints lines with the seconds since its creation."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        """Print one line."""
+        console().print(f"[dim]{time.monotonic() - self.start:6.1f} s[/dim]  {escape(line)}", soft_wrap=True)
+
+
+progress = Progress()
+"""The process's own clock."""

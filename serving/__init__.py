@@ -1,0 +1,1 @@
+"""The champion and the policy behind an HTTP service that answers with a decision."""

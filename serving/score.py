@@ -1,0 +1,194 @@
+"""Champion + features + policy -> decisions; the batch and the service share it."""
+
+import threading
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Self
+from zoneinfo import ZoneInfo
+
+import duckdb
+import pyarrow as pa
+
+from features import reduce, table
+from features.domain import risk_band
+from features.files import read_json
+from features.schema import EXACT, SOURCES, TEXT, Source
+from features.table import Manifest
+from serving import policy as policies
+from serving.explain import Explainer
+from serving.schemas import CustomerRequest
+from training.models.base import Rows
+from training.models.scorer import Scorer
+
+TIERS = ("none", "nudge", "offer", "concierge")
+IDENTITY = "identity.json"
+"""File beside the scorer's: registered name, version, run and digest of the champion."""
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The latest feature table, for customers asked for by id."""
+
+    rows: pa.Table
+    index: dict[str, int]
+
+    @classmethod
+    def read(cls, path: Path, manifest: Manifest) -> "Lookup | None":
+        """Read the newest snapshot of a table, scored with the model's own fitted edges.
+
+        None when there is no table, or it is of another data set or definition than the model's.
+        """
+        if not path.exists():
+            return None
+        found = table.read_manifest(path)
+        same = all(getattr(found, name) == getattr(manifest, name) for name in ("dataset", "timezone", "horizon_days", "sources"))
+        if not same or found.latest is None or manifest.fitted is None:
+            return None
+        rows = manifest.fitted.reapply(table.read(path, [found.latest]))
+        return cls(rows, {customer: row for row, customer in enumerate(rows["customer_id"].to_pylist())})
+
+
+class Engine:
+    """Scores feature rows and raw histories with one model and one policy."""
+
+    def __init__(self, scorer: Scorer, policy: policies.Policy, identity: dict[str, str], lookup: Lookup | None = None) -> None:
+        self.scorer, self.policy, self.identity, self.lookup = scorer, policy, identity, lookup
+        self.manifest = scorer.manifest
+        self.explainer = Explainer(self.manifest)
+        self.sql = reduce.profile_sql(self.manifest.sources)
+        self._local = threading.local()
+
+    @classmethod
+    def load(cls, folder: Path, policy: policies.Policy, features: Path | None = None) -> Self:
+        """Load a packaged champion, every digest verified."""
+        scorer = Scorer.load(folder)
+        lookup = Lookup.read(features, scorer.manifest) if features else None
+        return cls(scorer, policy, read_json(folder.parent / IDENTITY), lookup)
+
+    def decide(self, rows: pa.Table) -> list[dict[str, Any]]:
+        """One decision for each row of a feature table, in order (the fields of `schemas.Scored`)."""
+        arrays = Rows.of(rows, self.manifest.names)
+        p = self.scorer.predict(arrays)
+        reasons = self.explainer.reasons(self.scorer.contributions(arrays), arrays.x_NF)
+        found = policies.situation(self.policy, rows)
+        gains = self.policy.gains(p, found.value, found.segments)
+        tiers = self.policy.tiers(p, gains)
+        columns = (rows[name].to_pylist() for name in ("customer_id", "snapshot", "lifecycle_stage", "plan_stage", "value_segment"))
+        return [
+            self._answer(row, float(p[i]), reasons[i], gains[i].tolist(), tiers[i], found.segments[i])
+            for i, row in enumerate(zip(*columns, strict=True))
+        ]
+
+    def _answer(
+        self, row: tuple[Any, ...], p: float, reasons: list[dict[str, Any]], gains: list[float], tier: Any, segment: Any
+    ) -> dict[str, Any]:
+        customer, snapshot, stage, plan, value = row
+        action = self.policy.action(segment, tier)
+        return {
+            "status": "scored",
+            "customer_id": customer,
+            "snapshot": snapshot,
+            "churn_probability": p,
+            "risk_band": risk_band(p).value,
+            "lifecycle_stage": stage,
+            "plan_stage": plan,
+            "value_segment": value,
+            "reasons": reasons,
+            "tier": TIERS[tier],
+            "strategy": action and action.strategy,
+            "channel": action and action.channel,
+            "expected_gain": {name: round(gain, 4) for name, gain in zip(TIERS, gains, strict=True)},
+            "effects_source": self.policy.effects_source,
+            "decision_id": uuid.uuid4().hex,
+        }
+
+    def score(self, customers: list[CustomerRequest], snapshot: datetime | None) -> list[dict[str, Any]]:
+        """Decisions in the order of the request; customers by id and by history may be mixed."""
+        known, histories = self._split(customers)
+        answers: dict[str, dict[str, Any]] = {}
+        if known and self.lookup:
+            rows = self.lookup.rows.take(pa.array([self.lookup.index[customer] for customer in known]))
+            answers |= {answer["customer_id"]: answer for answer in self.decide(rows)}
+        if histories:
+            answers |= self._from_histories(histories, snapshot)
+        return [answers.get(customer.customer_id) or self._not_scored(customer) for customer in customers]
+
+    def _split(self, customers: list[CustomerRequest]) -> tuple[list[str], list[CustomerRequest]]:
+        index = self.lookup.index if self.lookup else {}
+        known = list(dict.fromkeys(c.customer_id for c in customers if c.orders is None and c.customer_id in index))
+        return known, [customer for customer in customers if customer.orders is not None]
+
+    def _not_scored(self, customer: CustomerRequest) -> dict[str, Any]:
+        if customer.orders is None:
+            detail = "not in the latest feature table; send the raw history (`orders`)"
+            return {"status": "unknown", "customer_id": customer.customer_id, "detail": detail}
+        detail = f"no counting order known at the snapshot within the look-back of {self.manifest.lookback_days:g} days"
+        return {"status": "not_eligible", "customer_id": customer.customer_id, "detail": detail}
+
+    def _from_histories(self, customers: list[CustomerRequest], snapshot: datetime | None) -> dict[str, dict[str, Any]]:
+        zone = ZoneInfo(self.manifest.timezone)
+        moment = _local(snapshot or datetime.now(UTC), zone)
+        rows = self.features(canonical(customers, self.manifest, zone), moment)
+        return {} if rows is None or not rows.num_rows else {answer["customer_id"]: answer for answer in self.decide(rows)}
+
+    def features(self, sources: dict[str, pa.Table], moment: datetime) -> pa.Table | None:
+        """Feature rows of canonical tables at one moment: the batch's own SQL and fold."""
+        connection = self._connection()
+        for name, rows in sources.items():
+            connection.register(name, rows)
+        return table.online(connection, self.sql, moment, self.manifest)
+
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """One in-memory database a thread: requests never see each other's rows."""
+        if not hasattr(self._local, "connection"):
+            self._local.connection = duckdb.connect(config={"threads": 1})
+        connection: duckdb.DuckDBPyConnection = self._local.connection
+        return connection
+
+
+def canonical(customers: Iterable[CustomerRequest], manifest: Manifest, zone: ZoneInfo) -> dict[str, pa.Table]:
+    """Canonical tables of raw histories: what `sources.load` would have made of them."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in manifest.sources}
+    for customer in customers:
+        for order in customer.orders or []:
+            key = f"{customer.customer_id}\x1f{order.order_id}"  # ids of two customers may collide
+            rows["orders"].append({**_plain(order, zone), "order_id": key, "customer_id": customer.customer_id})
+            if "order_lines" in rows:
+                rows["order_lines"] += [{**_plain(line, zone), "order_id": key} for line in order.lines]
+        if "returns" in rows:
+            rows["returns"] += [{**_plain(given, zone), "customer_id": customer.customer_id} for given in customer.returns]
+        if "customers" in rows and customer.attributes:
+            rows["customers"].append({**_plain(customer.attributes, zone), "customer_id": customer.customer_id})
+    return {name: _table(SOURCES[name], found) for name, found in rows.items()}
+
+
+def _plain(value: Any, zone: ZoneInfo) -> dict[str, Any]:
+    fields = {name: getattr(value, name) for name in type(value).model_fields if name != "lines"}
+    return {name: _local(field, zone) if isinstance(field, datetime) else field for name, field in fields.items()}
+
+
+def _table(source: Source, rows: list[dict[str, Any]]) -> pa.Table:
+    columns = {}
+    for column in source.columns:
+        values = [row.get(column.name) for row in rows]
+        if column.name == "arrived_at":  # not given: known at once
+            values = [row[str(source.event_time)] if value is None else value for row, value in zip(rows, values, strict=True)]
+        columns[column.name] = _array(column.type, values)
+    return pa.table(columns)
+
+
+def _array(kind: str, values: list[Any]) -> pa.Array:
+    if kind == TEXT:
+        return pa.array(values, pa.string())
+    if kind == EXACT:
+        exact = [None if value is None else Decimal(round(value * 10_000)).scaleb(-4) for value in values]
+        return pa.array(exact, pa.decimal128(18, 4))
+    return pa.array(values, pa.timestamp("us"))
+
+
+def _local(moment: datetime, zone: ZoneInfo) -> datetime:
+    return moment if moment.tzinfo is None else moment.astimezone(zone).replace(tzinfo=None)

@@ -1,0 +1,1 @@
+"""What must hold before anything moves on: contracts, metrics, promotion gates."""
