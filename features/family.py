@@ -37,8 +37,8 @@ class Feature:
 class Family:
     """Features computed together from one history.
 
-    ``fold`` returns each declared feature as an array (n,). A family whose ``needs`` (canonical tables)
-    are missing from the data set is left out, and the manifest says so.
+    ``fold`` returns each declared feature as an array (n,). A family whose ``needs`` (canonical tables, or
+    optional columns as ``table.column``) are missing from the data set is left out, and the manifest says so.
     """
 
     name: str

@@ -183,7 +183,7 @@ lookback_days = 365           # leave out customers silent for longer; inf: ever
 # high_value_per_year = 5000  # spend a year from which a customer is of high value
 
 # Each table: where it lies, and each canonical column as a source column or a DuckDB SQL expression.
-#   path = "orders/*.parquet"                      Parquet or CSV, globs allowed, relative to this file
+#   path = "orders/*.parquet"                      Parquet or CSV (with a header line), globs allowed, relative to this file
 #   database = "shop.duckdb", table = "orders"     a DuckDB file
 #   database = "$SHOP_DB_URL", table = "orders"    any SQLAlchemy URL; secrets come from the environment
 #   where = "status <> 'test'"                     keep only these source rows

@@ -54,6 +54,18 @@ def tables(connection: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
     return tuple(name for name in SOURCES if name in present)
 
 
+def present(connection: duckdb.DuckDBPyConnection, dataset: Dataset) -> tuple[str, ...]:
+    """What there is to compute features from: canonical tables, and mapped optional columns as ``table.column``."""
+    there = tables(connection)
+    optional = [
+        f"{name}.{column.name}"
+        for name in there
+        for column in SOURCES[name].columns
+        if not column.required and column.name in dataset.tables[name].columns
+    ]
+    return (*there, *optional)
+
+
 def cast(expression: str, given: str, column: Column, timezone: str) -> str:
     """SQL that turns an expression of type ``given`` into the column's canonical type.
 
@@ -79,6 +91,7 @@ class _Loader:
     def __init__(self, connection: duckdb.DuckDBPyConnection, dataset: Dataset, name: str, table: Table) -> None:
         self.connection, self.dataset, self.table = connection, dataset, table
         self.name, self.source = name, SOURCES[name]
+        self.columns: list[str] = []
 
     def create(self) -> None:
         relation = self._relation()
@@ -86,7 +99,7 @@ class _Loader:
         group = f"GROUP BY {self.table.group_by}" if self.table.group_by else ""
         types = self._types(relation, where, group)
         selected = ", ".join(f'{self._select(column, types)} AS "{column.name}"' for column in self.source.columns)
-        inner = ", ".join(f'({text}) AS "{name}"' for name, text in self.table.columns.items())
+        inner = ", ".join(f'({self._expression(text)}) AS "{name}"' for name, text in self.table.columns.items())
         query = f"SELECT {selected} FROM (SELECT {inner} FROM {relation} {where} {group})"
         try:
             self.connection.execute(f'CREATE TABLE "{self.name}" AS {query}')
@@ -104,9 +117,9 @@ class _Loader:
 
     def _relation(self) -> str:
         path = self.table.path
-        relation = self._database_table() if path is None else self._files(self.dataset.resolve(path))
         try:
-            self.connection.sql(f"DESCRIBE SELECT * FROM {relation}")
+            relation = self._database_table() if path is None else self._files(self.dataset.resolve(path))
+            self.columns = [row[0] for row in self.connection.sql(f"DESCRIBE SELECT * FROM {relation}").fetchall()]
         except duckdb.Error as error:
             place = self.table.path or f"{self.table.database} / {self.table.table}"
             key = "path" if self.table.path else "table"
@@ -118,7 +131,10 @@ class _Loader:
         if re.search(r"\.parquet$", path):
             return f"read_parquet('{quoted}', union_by_name = true)"
         if re.search(r"\.(csv|tsv|txt)(\.gz)?$", path):
-            return f"read_csv('{quoted}', union_by_name = true, sample_size = -1)"
+            rows = f"_{self.name}_rows"  # read once: every query on a CSV guesses its types anew
+            reader = f"read_csv('{quoted}', header = true, union_by_name = true, sample_size = -1)"
+            self.connection.execute(f'CREATE TEMP TABLE "{rows}" AS SELECT * FROM {reader}')
+            return f'"{rows}"'
         raise self._error("path", str(self.table.path), "is neither Parquet nor CSV", "give *.parquet, *.csv or *.csv.gz")
 
     def _database_table(self) -> str:
@@ -150,20 +166,23 @@ class _Loader:
         for key, clauses in (("where", (where, "")), ("group_by", ("", group))):
             probe = f"DESCRIBE SELECT {'1' if group else '*'} FROM {relation} {clauses[0]} {clauses[1]}"
             if any(clauses):
-                self._describe(probe, key, str(getattr(self.table, key)), relation)
+                self._describe(probe, key, str(getattr(self.table, key)))
         types = {}
         for name, text in self.table.columns.items():
-            probe = f"DESCRIBE SELECT ({text}) AS c FROM {relation} {where} {group}"
-            types[name] = self._describe(probe, f"columns.{name}", text, relation)[0][1]
+            probe = f"DESCRIBE SELECT ({self._expression(text)}) AS c FROM {relation} {where} {group}"
+            types[name] = self._describe(probe, f"columns.{name}", text)[0][1]
         return types
 
-    def _describe(self, query: str, key: str, value: str, relation: str) -> list[Any]:
+    def _describe(self, query: str, key: str, value: str) -> list[Any]:
         try:
             return self.connection.sql(query).fetchall()
         except duckdb.Error as error:
-            known = [row[0] for row in self.connection.sql(f"DESCRIBE SELECT * FROM {relation}").fetchall()]
-            fix = f"use the source's columns: {', '.join(known)}"
+            fix = f"use the source's columns: {', '.join(self.columns)}"
             raise self._error(key, value, _first_line(error), fix) from None
+
+    def _expression(self, text: str) -> str:
+        """The mapped text as SQL: a source column's bare name is quoted, so that any name will do."""
+        return f'"{text}"' if text in self.columns else text
 
     def _conversion_error(self, rows: str, types: dict[str, str]) -> InputError:
         for name in types:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features import baskets, gaps, label, lifecycle, reduce, returns, rfm, scores, seasons, sequences, trends, windows
+from features import baskets, discounts, gaps, label, lifecycle, products, reduce, returns, rfm, scores, seasons, sequences, trends, windows
 from features.errors import InputError
 from features.family import Family, Feature
 from features.files import replacing, sha256_json
@@ -28,12 +28,15 @@ FAMILIES: tuple[Family, ...] = (
     trends.FAMILY,
     gaps.FAMILY,
     baskets.FAMILY,
+    products.FAMILY,
+    discounts.FAMILY,
     returns.FAMILY,
     seasons.FAMILY,
 )
 KEYS = ("customer_id", "snapshot")
 LABEL = "churned"
 SEQUENCE = "weeks"
+COUNTRY_SOURCE = "customers.country"
 _MANIFEST_KEY = b"holdfast.manifest"
 
 
@@ -48,11 +51,17 @@ class Manifest:
     lookback_days: float
     high_value_per_year: float
     sources: tuple[str, ...]
+    """Canonical tables present, and mapped optional columns as ``table.column``."""
     data_fingerprint: str
     snapshots: tuple[datetime, ...] = ()
     test: datetime | None = None
     latest: datetime | None = None
     fitted: Fitted | None = None
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The canonical tables present."""
+        return tuple(name for name in self.sources if "." not in name)
 
     @property
     def families(self) -> list[Family]:
@@ -68,7 +77,7 @@ class Manifest:
     @property
     def features(self) -> list[Feature]:
         """Every numeric feature in table order."""
-        country = [scores.COUNTRY] if "customers" in self.sources else []
+        country = [scores.COUNTRY] if COUNTRY_SOURCE in self.sources else []
         return [feature for family in self.families for feature in family.features] + [*scores.FEATURES, *country]
 
     @property
@@ -138,7 +147,7 @@ def _rows(h: History, target: Any, manifest: Manifest) -> pa.Table:
         found = family.fold(h)
         columns |= {feature.name: pa.array(found[feature.name], pa.float64()) for feature in family.features}
     columns |= {name: pa.array(v, pa.string()) for name, v in lifecycle.describe(h, manifest.high_value_per_year).items()}
-    if "customers" in manifest.sources:
+    if COUNTRY_SOURCE in manifest.sources:
         columns["country"] = _country(h)
     weeks = sequences.weekly(h).astype(np.float32).reshape(h.n, -1)
     offsets = np.arange(h.n + 1, dtype=np.int32) * weeks.shape[1]
@@ -175,7 +184,7 @@ def build(
     """
     assert manifest.latest is not None
     moments = [*manifest.snapshots, *(t for t in [manifest.latest] if t not in manifest.snapshots)]
-    sql = reduce.profile_sql(manifest.sources)
+    sql = reduce.profile_sql(manifest.tables)
     raw = path.with_name(".raw.parquet.tmp")
     try:
         _write(raw, (fold(batch, moments, manifest, manifest.snapshots) for batch in reduce.batches(connection, sql)), progress)

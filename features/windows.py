@@ -8,8 +8,7 @@ from features.history import Floats, History
 
 
 def fold(h: History) -> dict[str, Floats]:
-    """Orders, spend, units, lines and distinct products in each window ``(t - w, t]``."""
-    latest = h.items.where(h.items.last_of_key())
+    """Orders, spend, units and lines in each window ``(t - w, t]``."""
     found = {}
     for days in WINDOWS_DAYS:
         orders = h.orders.within(days)
@@ -17,7 +16,6 @@ def fold(h: History) -> dict[str, Floats]:
         found[f"spend_{days}d"] = orders.sum("spend")
         found[f"units_{days}d"] = orders.sum("units")
         found[f"lines_{days}d"] = orders.sum("lines")
-        found[f"products_{days}d"] = latest.within(days).count()
     return found
 
 
@@ -28,7 +26,6 @@ def _features() -> Iterator[Feature]:
         yield Feature(f"spend_{days}d", "currency", f"spend in {span}", f"spent {{value}} in {span}")
         yield Feature(f"units_{days}d", "count", f"units bought in {span}", f"bought {{value}} units in {span}")
         yield Feature(f"lines_{days}d", "count", f"order lines in {span}", f"bought {{value}} order lines in {span}")
-        yield Feature(f"products_{days}d", "count", f"distinct products in {span}", f"bought {{value}} different products in {span}")
 
 
 FAMILY = Family("windows", tuple(_features()), fold)

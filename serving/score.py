@@ -59,7 +59,7 @@ class Engine:
         self.scorer, self.policy, self.identity, self.lookup = scorer, policy, identity, lookup
         self.manifest = scorer.manifest
         self.explainer = Explainer(self.manifest)
-        self.sql = reduce.profile_sql(self.manifest.sources)
+        self.sql = reduce.profile_sql(self.manifest.tables)
         self._local = threading.local()
 
     @classmethod
@@ -152,7 +152,7 @@ class Engine:
 
 def canonical(customers: Iterable[CustomerRequest], manifest: Manifest, zone: ZoneInfo) -> dict[str, pa.Table]:
     """Canonical tables of raw histories: what `sources.load` would have made of them."""
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in manifest.sources}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in manifest.tables}
     for customer in customers:
         for order in customer.orders or []:
             key = f"{customer.customer_id}\x1f{order.order_id}"  # ids of two customers may collide

@@ -82,7 +82,7 @@ def build_features(dataset: Dataset, places: Places, progress: Callable[[int], N
             dataset.churn.horizon_days,
             dataset.churn.lookback_days,
             dataset.segments.high_value_per_year,
-            sources.tables(connection),
+            sources.present(connection, dataset),
             read_json(places.contract("sources"))["fingerprint"],
             split.labelled,
             split.test,

@@ -18,11 +18,12 @@ FIXED = {
     "verbosity": -1,
     "deterministic": True,
     "force_row_wise": True,
-    "num_threads": 2,
+    "num_threads": 1,
     "bagging_freq": 1,
     "max_bin": 127,
 }
-"""`deterministic` with a fixed histogram layout and thread count gives the same bytes from the same seed."""
+"""`deterministic` with a fixed histogram layout and thread count gives the same bytes from the same seed. One thread:
+on a machine that does anything else beside, two that wait for each other took several times as long."""
 
 RISING = ("recency_days",)
 """Longer silence never lowers the risk: monotone by the definition of churn."""
@@ -80,8 +81,7 @@ class LightGBM(Candidate):
         """Uncalibrated churn probability, shape (n,)."""
         if not len(rows):
             return np.empty(0)
-        threads = 1 if len(rows) < 64 else FIXED["num_threads"]
-        return np.asarray(self.booster.predict(rows.x_NF, num_iteration=self.rounds, num_threads=threads))
+        return np.asarray(self.booster.predict(rows.x_NF, num_iteration=self.rounds, num_threads=1))
 
     def contributions(self, rows: Rows) -> Floats:
         """SHAP values in log odds, shape (n, f) (Lundberg et al. 2018, as built into LightGBM)."""

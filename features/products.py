@@ -1,0 +1,50 @@
+"""Which products: how many different ones, how often again, in what quantity."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from features.domain import WINDOWS_DAYS
+from features.family import Family, Feature
+from features.history import Floats, History, ratio
+
+BULK_UNITS = 12
+"""Units of one product in one order from which a line looks like wholesale."""
+
+
+def fold(h: History) -> dict[str, Floats]:
+    """Distinct products by window, repetition, concentration and bulk."""
+    items = h.items
+    last = items.last_of_key()
+    latest = items.where(last)
+    purchases = np.diff(np.flatnonzero(last), prepend=-1).astype(np.float64)
+    rows, products = items.count(), latest.count()
+    bulk = items.where(items.measures["units"] >= BULK_UNITS)
+    in_window = {f"products_{days}d": latest.within(days).count() for days in WINDOWS_DAYS}
+    return {
+        **in_window,
+        "products_total": products,
+        "product_repeat_share": ratio(rows - products, rows),
+        "product_top_share": ratio(latest.max(purchases), rows),
+        "products_90d_share": ratio(latest.within(90).count(), products),
+        "units_per_item": items.mean("units"),
+        "bulk_item_share": ratio(bulk.count(), rows),
+    }
+
+
+def _features() -> Iterator[Feature]:
+    for days in WINDOWS_DAYS:
+        span = f"the last {days} days"
+        yield Feature(f"products_{days}d", "count", f"distinct products in {span}", f"bought {{value}} different products in {span}")
+    yield Feature("products_total", "count", "distinct products so far", "has bought {value} different products")
+    meaning = "share of purchases that repeat a product"
+    yield Feature("product_repeat_share", "share", meaning, "repeats products in {value}% of purchases")
+    yield Feature("product_top_share", "share", "share of the most bought product", "buys one product in {value}% of purchases")
+    meaning = "share of the products bought in the last 90 days"
+    yield Feature("products_90d_share", "share", meaning, "bought {value}% of all products so far in the last 90 days")
+    yield Feature("units_per_item", "count", "mean units of a product in an order", "takes {value} units of a product", 1)
+    meaning = f"share of purchases of {BULK_UNITS} units or more"
+    yield Feature("bulk_item_share", "share", meaning, "buys in bulk in {value}% of purchases")
+
+
+FAMILY = Family("products", tuple(_features()), fold, needs=("order_lines.product_id",))

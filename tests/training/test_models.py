@@ -1,0 +1,173 @@
+"""One shared class of promises that every candidate keeps; baselines checked against their formulas."""
+
+import multiprocessing
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.sequences import CHANNELS, WEEKS
+from training.models.base import Candidate, Rows, level_free_log_loss, level_shift, logit, sigmoid
+from training.models.bgnbd import BgNbd
+from training.models.calibration import DRIFT_SD, LEVEL_SD, Calibration
+from training.models.lightgbm import LightGBM
+from training.models.logistic import Logistic
+from training.models.lstm import LSTM
+from training.models.recency import Recency
+from validation.metrics import auc
+
+NAMES = ("recency_days", "frequency_orders", "monetary_net", "active_days", "tenure_days")
+PARAMS = {
+    "lightgbm": {"learning_rate": 0.1, "num_leaves": 7, "min_data_in_leaf": 20, "rounds": 30},
+    "lstm": {"hidden": 16, "dropout": 0.1, "learning_rate": 3e-3, "weight_decay": 1e-3, "rounds": 3},
+}
+
+
+def rows(n: int = 1500, seed: int = 3) -> Rows:
+    """Customers whose churn hangs on silence and on recent weeks."""
+    rng = np.random.default_rng(seed)
+    tenure = rng.uniform(100, 700, n)
+    recency = rng.uniform(0, 1, n) * tenure
+    frequency = 1 + rng.poisson(3, n).astype(float)
+    weeks = (rng.random((n, WEEKS, len(CHANNELS))) < 0.1).astype(np.float32)
+    z = (recency - 150) / 80 - 0.3 * frequency - 0.8 * weeks[:, -8:, 0].sum(axis=1)
+    y = (rng.random(n) < sigmoid(z)).astype(float)
+    x = np.column_stack([recency, frequency, frequency * 20, frequency, tenure])
+    x[rng.random(n) < 0.05, 2] = np.nan
+    moments = np.array([datetime(2024, 1, 1), datetime(2024, 2, 1)], dtype="datetime64[us]")
+    return Rows(NAMES, x, weeks, y, moments[np.arange(n) % 2])
+
+
+TRAIN, HELD_OUT = rows(seed=3), rows(seed=4)
+
+
+@pytest.mark.parametrize("kind", [LightGBM, LSTM], ids=lambda kind: kind.name)
+class TestCandidate:
+    def fit(self, kind: type[Candidate]) -> Candidate:
+        return kind.fit(PARAMS[kind.name], TRAIN, seed=1)
+
+    def test_it_learns_what_there_is_to_learn(self, kind: type[Candidate]) -> None:
+        p = self.fit(kind).predict(HELD_OUT)
+        assert p.shape == (len(HELD_OUT),)
+        assert ((p > 0) & (p < 1)).all()
+        assert auc(HELD_OUT.y, p) > 0.75
+
+    def test_the_same_seed_gives_the_same_bytes(self, kind: type[Candidate], tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            self.fit(kind).save(tmp_path / name)
+        for file in (tmp_path / "a").iterdir():
+            assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+    def test_a_saved_model_predicts_the_same(self, kind: type[Candidate], tmp_path: Path) -> None:
+        model = self.fit(kind)
+        model.save(tmp_path)
+        assert np.array_equal(kind.load(tmp_path).predict(HELD_OUT), model.predict(HELD_OUT))
+
+    def test_no_file_is_pickle(self, kind: type[Candidate], tmp_path: Path) -> None:
+        self.fit(kind).save(tmp_path)
+        assert {file.suffix for file in tmp_path.iterdir()} <= {".lgb", ".safetensors", ".json"}
+
+    def test_early_stopping_reports_and_keeps_the_best_round(self, kind: type[Candidate]) -> None:
+        told: list[float] = []
+        model = kind.fit(PARAMS[kind.name], TRAIN, 1, HELD_OUT, lambda step, loss: told.append(loss))
+        assert model.rounds >= 1
+        assert level_free_log_loss(HELD_OUT, model.predict(HELD_OUT)) == pytest.approx(min(told), abs=0.01)
+
+    def test_contributions_follow_the_cause(self, kind: type[Candidate]) -> None:
+        found = self.fit(kind).contributions(HELD_OUT)
+        assert found.shape == HELD_OUT.x_NF.shape
+        assert np.corrcoef(found[:, 0], HELD_OUT.column("recency_days"))[0, 1] > 0.5
+
+    def test_no_rows_give_no_predictions(self, kind: type[Candidate]) -> None:
+        assert self.fit(kind).predict(HELD_OUT.at(slice(0))).shape == (0,)  # type: ignore[arg-type]
+
+
+def test_lightgbm_contributions_add_up_to_its_log_odds() -> None:
+    model = LightGBM.fit(PARAMS["lightgbm"], TRAIN, 1)
+    with_bias = model.booster.predict(HELD_OUT.x_NF, pred_contrib=True)
+    assert np.allclose(with_bias.sum(axis=1), logit(model.predict(HELD_OUT)), atol=1e-6)
+    assert np.allclose(with_bias[:, :-1], model.contributions(HELD_OUT))
+
+
+def test_longer_silence_never_lowers_the_risk_of_lightgbm() -> None:
+    model = LightGBM.fit(PARAMS["lightgbm"], TRAIN, 1)
+    x = np.repeat(HELD_OUT.x_NF[:1], 50, axis=0)
+    x[:, 0] = np.linspace(0, 700, 50)
+    p = model.predict(Rows(NAMES, x, HELD_OUT.weeks_NWC[:50], HELD_OUT.y[:50], HELD_OUT.snapshot[:50]))
+    assert (np.diff(p) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", [Recency, Logistic])
+def test_a_linear_baseline_beats_chance_and_meets_the_rate(kind: type[Logistic]) -> None:
+    p = kind.fit(TRAIN, 90).predict(TRAIN)
+    assert auc(TRAIN.y, p) > 0.7
+    assert p.mean() == pytest.approx(TRAIN.y.mean(), abs=0.01)
+
+
+def bgnbd_world(n: int, horizon: float, seed: int = 8) -> tuple[Rows, np.ndarray]:
+    """Customers who live exactly as BG/NBD says, and whether they order in the horizon."""
+    rng = np.random.default_rng(seed)
+    rate, leaves = rng.gamma(0.8, 1 / 40, n), rng.beta(1.0, 3.0, n)
+    T = rng.uniform(200, 600, n)
+    x, t_x, silent = np.zeros(n), np.zeros(n), np.ones(n)
+    for i in range(n):
+        at = 0.0
+        while (at := at + rng.exponential(1 / rate[i])) < T[i] + horizon:
+            if at > T[i]:
+                silent[i] = 0
+                break
+            x[i], t_x[i] = x[i] + 1, at
+            if rng.random() < leaves[i]:
+                break
+    columns = np.column_stack([T - t_x, x + 1, x, x + 1, T])
+    return Rows(NAMES, columns, np.zeros((n, WEEKS, len(CHANNELS)), np.float32), silent, np.full(n, np.datetime64("2024-01-01"))), silent
+
+
+def test_bgnbd_is_calibrated_in_its_own_world() -> None:
+    world, silent = bgnbd_world(4000, 90)
+    p = BgNbd.fit(world, 90).predict(world)
+    for low, high in ((0.0, 0.5), (0.5, 0.8), (0.8, 1.01)):
+        inside = (p >= low) & (p < high)
+        assert silent[inside].mean() == pytest.approx(p[inside].mean(), abs=0.04)
+
+
+def test_calibration_keeps_only_a_share_of_the_level_and_all_of_the_slope() -> None:
+    rng = np.random.default_rng(2)
+    z = rng.normal(0, 1.5, 40_000)
+    p, y = sigmoid(z / 2), (rng.random(40_000) < sigmoid(z + 0.5)).astype(float)
+    found = Calibration.fit(p, y)
+    assert found.slope == pytest.approx(2.0, abs=0.1)
+    moved = level_shift(logit(p) * found.slope, found.apply(p)) - level_shift(logit(p) * found.slope, p)
+    assert moved == pytest.approx(found.level_shift * LEVEL_SD**2 / (LEVEL_SD**2 + DRIFT_SD**2), abs=1e-6)
+
+
+def test_the_level_free_loss_ignores_the_level_of_each_snapshot() -> None:
+    p = sigmoid((HELD_OUT.column("recency_days") - 200) / 100)
+    shift = np.where(HELD_OUT.snapshot == HELD_OUT.snapshot[0], 0.7, -0.4)
+    assert level_free_log_loss(HELD_OUT, sigmoid(logit(p) + shift)) == pytest.approx(level_free_log_loss(HELD_OUT, p), abs=1e-6)
+
+
+def _load(folder: str) -> None:
+    from training.models.scorer import Scorer
+
+    Scorer.load(Path(folder))
+
+
+def test_a_corrupt_model_text_is_refused_before_lightgbm_sees_it(tmp_path: Path) -> None:
+    """In a child process: a corrupt text that reached LightGBM would kill it (exit code below 0)."""
+    from features.errors import InputError
+    from tests.features.histories import MANIFEST
+    from training.models.scorer import Scorer
+
+    Scorer(LightGBM.fit(PARAMS["lightgbm"], TRAIN, 1), Calibration(1.0, 0.0, 0.0), MANIFEST).save(tmp_path / "m")
+    Scorer.load(tmp_path / "m")
+    text = (tmp_path / "m" / "model.lgb").read_text()
+    (tmp_path / "m" / "model.lgb").write_text(text[: len(text) // 2])
+    with pytest.raises(InputError, match="SHA-256"):
+        Scorer.load(tmp_path / "m")
+    child = multiprocessing.get_context("spawn").Process(target=_load, args=(str(tmp_path / "m"),))
+    child.start()
+    child.join()
+    assert child.exitcode == 1
