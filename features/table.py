@@ -149,7 +149,7 @@ def _rows(h: History, target: Any, manifest: Manifest) -> pa.Table:
     columns |= {name: pa.array(v, pa.string()) for name, v in lifecycle.describe(h, manifest.high_value_per_year).items()}
     if COUNTRY_SOURCE in manifest.sources:
         columns["country"] = _country(h)
-    weeks = sequences.weekly(h).astype(np.float32).reshape(h.n, -1)
+    weeks = sequences.weekly(h).astype(np.float32).reshape(h.n, sequences.WEEKS * len(sequences.CHANNELS))
     offsets = np.arange(h.n + 1, dtype=np.int32) * weeks.shape[1]
     columns[SEQUENCE] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(weeks.ravel()))
     return pa.table(columns)

@@ -81,7 +81,9 @@ class Api:
                 "sources": engine.manifest.sources,
                 "policy_version": engine.policy.version,
                 "effects_source": engine.policy.effects_source,
-                "table_snapshot": lookup.rows["snapshot"][0].as_py() if lookup and lookup.rows.num_rows else None,
+                "table_snapshot": lookup.rows["snapshot"][0].as_py().replace(tzinfo=engine.zone)
+                if lookup and lookup.rows.num_rows
+                else None,
                 "table_customers": len(lookup.index) if lookup else 0,
             }
         )
@@ -105,7 +107,8 @@ def create(load: Callable[[], Engine], log: Path | None, version: str) -> Starle
         Route("/docs.json", api.document, methods=["GET"]),
         Route("/", api.index, methods=["GET"]),
     ]
-    return Starlette(routes=routes, lifespan=api.lifespan, exception_handlers={HTTPException: _http_problem})
+    handlers = {HTTPException: _http_problem, Exception: _unexpected}
+    return Starlette(routes=routes, lifespan=api.lifespan, exception_handlers=handlers)
 
 
 def json_response(value: Any, status: int = 200, media: str = "application/json", headers: dict[str, str] | None = None) -> Response:
@@ -142,3 +145,8 @@ async def _body(request: Request) -> bytes:
 async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return problem(error.status_code, "Request refused", error.detail)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    """A fault of ours: the log gets its type and place, never the request's values."""
+    return problem(500, "Internal error", f"{type(error).__name__}; the service's log tells where")

@@ -36,5 +36,6 @@ def _flat(answer: dict[str, Any], engine: Engine) -> dict[str, Any]:
     gains = {f"expected_gain_{tier}": gain for tier, gain in answer["expected_gain"].items()}
     texts = [reason["text"] for reason in answer["reasons"]]
     kept = {name: value for name, value in answer.items() if name not in ("expected_gain", "reasons", "status")}
+    kept["snapshot"] = kept["snapshot"].replace(tzinfo=None)
     versions = {"model_version": engine.identity["model_version"], "policy_version": engine.policy.version}
     return {**kept, "strategy": kept["strategy"] or "", "channel": kept["channel"] or "", "reasons": texts or [""], **gains, **versions}

@@ -19,7 +19,7 @@ EXAMPLE_ANSWER = {
         {
             "status": "scored",
             "customer_id": "12347",
-            "snapshot": "2011-12-10T00:00:00",
+            "snapshot": "2011-12-10T00:00:00+00:00",
             "churn_probability": 0.31,
             "risk_band": "low",
             "lifecycle_stage": "active",

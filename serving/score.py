@@ -60,6 +60,7 @@ class Engine:
         self.manifest = scorer.manifest
         self.explainer = Explainer(self.manifest)
         self.sql = reduce.profile_sql(self.manifest.tables)
+        self.zone = ZoneInfo(self.manifest.timezone)
         self._local = threading.local()
 
     @classmethod
@@ -91,7 +92,7 @@ class Engine:
         return {
             "status": "scored",
             "customer_id": customer,
-            "snapshot": snapshot,
+            "snapshot": snapshot.replace(tzinfo=self.zone),
             "churn_probability": p,
             "risk_band": risk_band(p).value,
             "lifecycle_stage": stage,
@@ -130,9 +131,8 @@ class Engine:
         return {"status": "not_eligible", "customer_id": customer.customer_id, "detail": detail}
 
     def _from_histories(self, customers: list[CustomerRequest], snapshot: datetime | None) -> dict[str, dict[str, Any]]:
-        zone = ZoneInfo(self.manifest.timezone)
-        moment = _local(snapshot or datetime.now(UTC), zone)
-        rows = self.features(canonical(customers, self.manifest, zone), moment)
+        moment = _local(snapshot or datetime.now(UTC), self.zone)
+        rows = self.features(canonical(customers, self.manifest, self.zone), moment)
         return {} if rows is None or not rows.num_rows else {answer["customer_id"]: answer for answer in self.decide(rows)}
 
     def features(self, sources: dict[str, pa.Table], moment: datetime) -> pa.Table | None:

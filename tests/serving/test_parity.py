@@ -1,0 +1,81 @@
+"""Raw history through HTTP = batch score to 1e-9, for 200 real customers of the embedded sample."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from features import table
+from features.files import write_json
+from serving import policy, server
+from serving.score import IDENTITY, Engine
+from tests.conftest import Shop
+from tests.serving.raw import histories
+from training.dataset import TrainingData
+from training.models.calibration import Calibration
+from training.models.lightgbm import LightGBM
+from training.models.scorer import Scorer
+
+CUSTOMERS = 200
+PARAMS = {"learning_rate": 0.06, "num_leaves": 31, "min_data_in_leaf": 100, "feature_fraction": 0.5, "rounds": 120}
+
+
+@pytest.fixture(scope="module")
+def package(sample_features: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LightGBM of the sample, packaged as `holdfast package` does."""
+    data = TrainingData.read(sample_features.places.features)
+    model = LightGBM.fit(PARAMS, data.before(data.split.test), 1)
+    folder = tmp_path_factory.mktemp("package")
+    digest = Scorer(model, Calibration(1.1, -0.05, 0.0), data.manifest).save(folder / "model")
+    (folder / "policy.toml").write_text(policy.default_file().read_text())
+    identity = {"model_name": "holdfast-churn", "model_version": "1", "model": "lightgbm", "digest": digest, "run_id": "x"}
+    write_json(folder / IDENTITY, identity)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(package: Path, sample_features: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    from features.settings import Settings
+    from serving.package import SERVICE
+
+    settings = Settings(home=tmp_path_factory.mktemp("served"))
+    env = server.environment(settings, sample_features.places.features, package)
+    with server.running(SERVICE, env, settings.home / "service.log") as address, httpx.Client(base_url=address, timeout=120) as found:
+        yield found
+
+
+@pytest.mark.parametrize("at", ["test", "latest"])
+def test_raw_history_through_http_equals_the_batch(client: httpx.Client, package: Path, sample_features: Shop, at: str) -> None:
+    manifest = table.read_manifest(sample_features.places.features)
+    moment = getattr(manifest, at)
+    engine = Engine.load(package / "model", policy.read())
+    rows = table.read(sample_features.places.features, [moment])
+    chosen = np.random.default_rng(11).choice(rows.num_rows, CUSTOMERS, replace=False)
+    expected = {answer["customer_id"]: answer for answer in engine.decide(rows.take(chosen))}
+    from features import sources
+
+    with sources.opened(sample_features.places.sources) as connection:
+        bodies = histories(connection, list(expected))
+    found = []
+    for start in range(0, CUSTOMERS, 50):
+        answer = client.post("/v1/score", json={"snapshot": moment.isoformat(), "customers": bodies[start : start + 50]})
+        assert answer.status_code == 200, answer.text[:500]
+        found += answer.json()["results"]
+    gaps = [abs(one["churn_probability"] - expected[one["customer_id"]]["churn_probability"]) for one in found]
+    assert len(gaps) == CUSTOMERS
+    assert max(gaps) <= 1e-9
+    assert [one["reasons"] for one in found] == [expected[one["customer_id"]]["reasons"] for one in found]
+
+
+def test_a_killed_service_leaves_no_child(package: Path, sample_features: Shop, tmp_path: Path) -> None:
+    from features.settings import Settings
+    from serving.package import SERVICE
+
+    env = server.environment(Settings(home=tmp_path), sample_features.places.features, package)
+    with server.running(SERVICE, env, tmp_path / "service.log") as address:
+        port = address.rsplit(":", 1)[1]
+    listening = subprocess.run(["python3", "-c", f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)"], capture_output=True)
+    assert listening.returncode != 0
