@@ -85,6 +85,8 @@ def _print(facts: dict[str, Any], places: Places) -> None:
     rows = ", ".join(f"{count:,} {name}" for name, count in facts["rows"].items())
     say(f"data {facts['dataset']}: {rows}; {facts['features']} features; {len(facts['snapshots']['final']) + 1} labelled snapshots")
     say(_models(facts))
+    raw = ", ".join(f"{name} {value:.4f}" for name, value in facts["test"]["uncalibrated_log_loss"].items())
+    say(f"log loss of the same models without calibration: {raw}")
     _say_promotion(facts["promotion"])
     if facts["answers"]:
         for who, answer in facts["answers"]["customers"].items():

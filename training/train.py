@@ -67,8 +67,9 @@ def train(
         candidates[name] = _candidate(kind, data, config, places, runs[name], progress)
     progress("testing all models on the test snapshot")
     test = data.at([data.split.test])
-    probabilities = _test_probabilities(data, test, candidates)
+    probabilities, raw = _test_probabilities(data, test, candidates)
     facts = _facts(data, config, fingerprint, test, probabilities, candidates)
+    facts["test"]["uncalibrated_log_loss"] = {name: log_loss(test.y, p) for name, p in raw.items()}
     _write_predictions(places, test, probabilities)
     importance = {name: _importance(trained.scorer, test) for name, trained in candidates.items()}
     plots = draw(places.reports / "plots", test.y, probabilities, importance)
@@ -138,12 +139,15 @@ def _calibrated(
     return fit(data.before(data.split.test)), Calibration.fit(p, y), log_loss(y, judged)
 
 
-def _test_probabilities(data: TrainingData, test: Rows, candidates: Mapping[str, Trained]) -> dict[str, Floats]:
-    found = {}
+def _test_probabilities(data: TrainingData, test: Rows, candidates: Mapping[str, Trained]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Calibrated and uncalibrated probabilities of every model on the test rows."""
+    fitted: dict[str, tuple[Model, Calibration]] = {}
     for kind in BASELINES:
         model, calibration, _ = _calibrated(lambda rows, kind=kind: kind.fit(rows, data.manifest.horizon_days), data)  # type: ignore[misc]
-        found[kind.name] = calibration.apply(model.predict(test))
-    return found | {name: trained.scorer.predict(test) for name, trained in candidates.items()}
+        fitted[kind.name] = model, calibration
+    fitted |= {name: (trained.scorer.model, trained.scorer.calibration) for name, trained in candidates.items()}
+    raw = {name: model.predict(test) for name, (model, _) in fitted.items()}
+    return {name: fitted[name][1].apply(p) for name, p in raw.items()}, raw
 
 
 def _facts(
