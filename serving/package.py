@@ -5,6 +5,7 @@ import os
 import shutil
 from importlib import metadata, resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from features.errors import InputError, RefusedError
@@ -67,9 +68,8 @@ def fetch(settings: Settings, name: str, alias: str, into: Path, policy: Path | 
 
 def build(settings: Settings, name: str, policy: Path | None = None) -> dict[str, Any]:
     """Build a Bento of the champion under ``HOLDFAST_HOME``; returns its tag, folder and the model's identity."""
-    stage = settings.home.resolve() / "package.tmp"
-    shutil.rmtree(stage, ignore_errors=True)
-    try:
+    with TemporaryDirectory(prefix="holdfast-") as folder:  # BentoML reads nothing from hidden folders, such as .holdfast
+        stage = Path(folder)
         identity = fetch(settings, name, "champion", stage / "package", policy)
         scorer = Scorer.load(stage / "package" / "model")
         for part in CODE:
@@ -77,16 +77,13 @@ def build(settings: Settings, name: str, policy: Path | None = None) -> dict[str
             shutil.copytree(source, stage / part, ignore=shutil.ignore_patterns("__pycache__", "*.parquet"))
         shutil.copy(Path(str(resources.files("training"))) / "__init__.py", stage / "training" / "__init__.py")
         needed = (*NEEDED, *families()[scorer.model.name].requirements)
-        (stage / "requirements.txt").write_text("".join(f"{p}=={metadata.version(p).split('+')[0]}\n" for p in needed))
-        bento = _bento(settings, stage, identity)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        bento = _bento(settings, stage, identity, [f"{p}=={metadata.version(p).split('+')[0]}" for p in needed])
     told = {"tag": str(bento.tag), "path": str(bento.path), **identity}
     write_json(settings.home / "package.json", told)
     return told
 
 
-def _bento(settings: Settings, stage: Path, identity: dict[str, Any]) -> Any:
+def _bento(settings: Settings, stage: Path, identity: dict[str, Any], needed: list[str]) -> Any:
     os.environ["BENTOML_HOME"] = str(settings.home.resolve() / "bentoml")
     from bentoml import bentos
     from bentoml.exceptions import NotFound
@@ -94,7 +91,7 @@ def _bento(settings: Settings, stage: Path, identity: dict[str, Any]) -> Any:
     version = f"v{identity['model_version']}-{identity['digest'][:12]}"
     with contextlib.suppress(NotFound):
         bentos.delete(f"holdfast:{version}")
-    python = {"requirements_txt": "requirements.txt", "lock_packages": False, "pack_git_packages": False}
+    python = {"packages": needed, "lock_packages": False, "pack_git_packages": False}
     labels = {"model": identity["model"], "model_version": identity["model_version"]}
     return bentos.build(SERVICE, name="holdfast", version=version, include=["*"], labels=labels, python=python, build_ctx=str(stage))
 

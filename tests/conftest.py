@@ -54,7 +54,7 @@ def fake_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def fake_run(fake_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """The fake shop after `holdfast run`; treat its state as read-only."""
-    home = tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.mktemp("home") / ".holdfast"  # hidden, as the default is
     done = cli(home, "run", "--dataset", str(fake_files), "--trials", "3")
     assert done.returncode == 0, done.stdout + done.stderr
     return Shop(fake_files, home)
