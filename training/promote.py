@@ -32,7 +32,7 @@ def promote(dataset: Dataset, places: Places, settings: Settings) -> dict[str, A
     before = champion and {"version": str(champion.version), "model": champion.tags[MODEL]}
     told: dict[str, Any] = {"challenger": str(challenger.version), "model": challenger.tags[MODEL], "champion_before": before}
     if champion is not None and champion.tags.get(DIGEST) == challenger.tags[DIGEST]:
-        return _told(places, {**told, "promoted": True, "against": "itself", "verdicts": _earlier(places, told)})
+        return _earlier(places, told)
     data = TrainingData.read(places.features)
     facts = read_json(places.folder / "training.json")
     test = data.at([data.split.test])
@@ -64,10 +64,13 @@ def _rivals(registry: Registry, champion: Any, data: TrainingData, test: Rows, p
     return {kind.name: saved[kind.name].to_numpy() for kind in BASELINES}, "baselines" + why
 
 
-def _earlier(places: Places, told: dict[str, Any]) -> list[Any]:
+def _earlier(places: Places, told: dict[str, Any]) -> dict[str, Any]:
+    """The challenger is champion already: what was told when it became so."""
     file = places.folder / "promotion.json"
     earlier = read_json(file) if file.exists() else {}
-    return list(earlier.get("verdicts", [])) if earlier.get("challenger") == told["challenger"] else []
+    if earlier.get("challenger") == told["challenger"] and earlier.get("promoted"):
+        return dict(earlier)
+    return _told(places, {**told, "promoted": True, "against": "itself: it is champion already", "verdicts": []})
 
 
 def _told(places: Places, told: dict[str, Any]) -> dict[str, Any]:
