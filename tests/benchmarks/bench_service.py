@@ -77,7 +77,8 @@ def _package(places: Places, home: Path) -> tuple[Body, dict[str, object]]:
 
 
 def _rivals(home: Path, row: dict[str, object]) -> dict[str, tuple[list[str], dict[str, str], Body]]:
-    ours = {**os.environ, **server.QUIET, "HOLDFAST_BENCH_MODEL": str(home / "package" / "model")}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # MLflow starts `uvicorn` by its name
+    ours = {**os.environ, **server.QUIET, "PATH": path, "HOLDFAST_BENCH_MODEL": str(home / "package" / "model")}
     plain = json.dumps({"rows": [row["values"]]}).encode()
     split = json.dumps({"dataframe_split": {"columns": row["names"], "data": [row["values"]]}}).encode()
     python = [sys.executable, "-m"]
