@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SPARK := $(VENV)/.spark
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
@@ -21,13 +22,17 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip check
 	@touch $(READY)
 
+$(SPARK): $(READY)
+	$(BIN)/pip install --quiet --constraint requirements.lock --no-build-isolation --editable '.[dev,spark,postgres]'
+	@touch $(SPARK)
+
 run: $(READY) ## the whole path on the bundled real data: contracts, features, models, promotion, service, report
 	$(BIN)/holdfast run
 
-test: $(READY) ## all tests but the slow ones
+test: $(SPARK) ## all tests but the slow ones (those of Spark need Java 17)
 	$(BIN)/python -m pytest
 
-test-all: $(READY) ## all tests
+test-all: $(SPARK) ## all tests
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 check: $(READY) ## format, lint, types, import contracts, lock file
@@ -41,7 +46,7 @@ format: $(READY) ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## benchmarks against rivals in the same run; table here, list in build/bench.json
+bench: $(SPARK) ## benchmarks against rivals in the same run; table here, list in build/bench.json
 	$(BIN)/python -m tests.benchmarks
 
 serve: $(READY) ## serve the packaged champion on http://127.0.0.1:3000

@@ -21,6 +21,9 @@ def fold(h: History) -> dict[str, Floats]:
         "order_lines_mean": orders.mean("lines"),
         "order_lines_last": orders.last(orders.measures["lines"]),
         "unit_price_mean": ratio(orders.sum("spend"), orders.sum("units")),
+        "order_value_median": orders.median(value),
+        "order_value_min": orders.min(value),
+        "order_value_90d_over_mean": ratio(orders.within(90).mean("spend"), mean),
     }
 
 
@@ -43,6 +46,15 @@ FAMILY = Family(
         Feature("order_lines_mean", "count", "mean lines an order", "buys {value} lines an order", 1),
         Feature("order_lines_last", "count", "lines of the last order", "bought {value} lines in the last order"),
         Feature("unit_price_mean", "currency", "mean price of a unit", "pays {value} a unit", 2),
+        Feature("order_value_median", "currency", "median order value", "typically spends {value} on an order"),
+        Feature("order_value_min", "currency", "smallest order value", "once spent only {value} on an order"),
+        Feature(
+            "order_value_90d_over_mean",
+            "ratio",
+            "order value of the last 90 days over the mean",
+            "spent {value} times the usual order value in the last 90 days",
+            1,
+        ),
     ),
     fold,
 )

@@ -2,6 +2,8 @@
 
 import os
 import sys
+import warnings
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,13 +30,24 @@ def commands() -> dict[str, EntryPoint]:
     return {found.name: found for found in entry_points(group=GROUP)}
 
 
+def stage_of(entry: EntryPoint) -> Callable[..., Any]:
+    """The function of a command; of a command with further ones under it, what it does by itself."""
+    command = entry.load()
+    if isinstance(command, typer.Typer):
+        assert command.registered_callback is not None
+        command = command.registered_callback.callback
+    return command  # type: ignore[no-any-return]
+
+
 def main() -> None:
     """Console script `holdfast`."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas")
     app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    for name, command in sorted(commands().items()):
-        app.command(name)(command.load())
+    for name, entry in sorted(commands().items()):
+        command = entry.load()
+        app.add_typer(command, name=name) if isinstance(command, typer.Typer) else app.command(name)(command)
     try:
         app()
     except InputError as error:
@@ -51,11 +64,11 @@ def init(
 ) -> None:
     """Write a commented mapping file: where your tables lie and how their columns map."""
     from features.files import write_text
-    from features.mapping import TEMPLATE
+    from features.mapping import template
 
     if file.exists() and not force:
         raise InputError(str(file), "exists already", "choose another name, or --force")
-    write_text(file, TEMPLATE.replace("{file}", str(file)))
+    write_text(file, template(file))
     print(f"wrote {file}; edit it, then: holdfast run --dataset {file}")
 
 
@@ -67,21 +80,6 @@ def ui(
     uri = Settings().tracking_uri
     line = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
     os.execv(line[0], line)
-
-
-def catalogue() -> None:
-    """List every feature with family, unit and meaning."""
-    from rich.table import Table
-
-    from features.scores import COUNTRY, FEATURES
-    from features.table import FAMILIES
-    from features.terminal import console
-
-    table = Table("feature", "family", "unit", "meaning")
-    for family, features in (*((f.name, f.features) for f in FAMILIES), ("scores", (*FEATURES, COUNTRY))):
-        for feature in features:
-            table.add_row(feature.name, family, feature.unit, feature.meaning)
-    console().print(table)
 
 
 def _release_memory() -> None:
@@ -117,7 +115,7 @@ def run(
         if refused and not refused.champion_stays and stage in SERVED:
             continue
         try:
-            found[stage].load()(dataset=dataset, **given.get(stage, {}))
+            stage_of(found[stage])(dataset=dataset, **given.get(stage, {}))
             _release_memory()
         except RefusedError as error:
             if stage != "promote":

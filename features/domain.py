@@ -8,6 +8,7 @@ mapping file (`features/mapping.py`) or the policy file (`serving/policy.toml`) 
 Sources of the figures: [P] the 2026 churn intervention plan, [L] the lifecycle strategy analysis.
 """
 
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 HORIZON_DAYS = 90
@@ -31,8 +32,20 @@ WARNING_ACCURACY_TARGET = 0.85
 HIGH_VALUE_PER_YEAR = 5000.0
 """Spend a year, in the shop's currency, from which a customer is of high value [P 2.1.1]."""
 
-RFM_WEIGHTS = {"r_score": 0.35, "f_score": 0.30, "m_score": 0.20}
-"""Weights of recency, frequency and monetary score [P 2.3.1]; B (15 %) joins with behaviour events."""
+RFMB_WEIGHTS = {"r_score": 0.35, "f_score": 0.30, "m_score": 0.20, "b_score": 0.15}
+"""Weights of recency, frequency, monetary and behaviour score [P 2.3.1]; without behaviour sources the other three."""
+
+HIGH_VALUE_HIGH_RISK = {"recency_days": 30.0, "frequency_orders": 5.0, "monetary_net": 2000.0, "b_score": 20.0}
+"""Of high value and at high risk: R at most, F and M at least, B score at most this [P 2.3.1]."""
+
+PRICE_SENSITIVE_COUPONS_30D = 5
+"""Coupons claimed a month from which a customer is price-sensitive [P 3.2]."""
+
+IDENTITY_MAX_CUSTOMERS = 4
+"""Customers that one device, phone, e-mail, account or card may link; more and it is taken to be shared."""
+
+IDENTITY_MAX_COMPONENT = 12
+"""Customer ids that may belong to one person; a larger component is cut."""
 
 
 class RiskBand(StrEnum):
@@ -60,6 +73,32 @@ class PlanStage(StrEnum):
     MATURE = "mature"  # 10 orders or more
     SILENT = "silent"  # nothing for 30 days
     CHURNED = "churned"  # nothing for 90 days
+
+
+@dataclass(frozen=True)
+class Touchpoint:
+    """A moment of the journey at which customers are lost, and the churn risk that [P] reports after it."""
+
+    name: str
+    meaning: str
+    reported_risk: float | None
+    needs: tuple[str, ...] = ()
+
+
+FIRST_SECOND_ORDER_DAYS, CAMPAIGN_SILENCE_DAYS, COMPLAINT_OPEN_DAYS, CART_DAYS = 7, 15, 30, 30
+"""Time allowed by the touchpoints: second order, campaign participation, complaint, cart [P 2.3.2]."""
+
+TOUCHPOINTS = (
+    Touchpoint("no_review", "no review after the first order", 0.25, ("reviews",)),
+    Touchpoint("no_second_order", "no second order within 7 days of the first", 0.42),
+    Touchpoint("no_campaign", "no campaign participation for 15 days", 0.58, ("contacts",)),
+    Touchpoint("complaint_open", "complaint unresolved for 30 days", 0.73, ("tickets", "tickets.complaint")),
+    Touchpoint("silent", "no order for 90 days", 0.89),
+    Touchpoint("cart_left", "added to cart and did not pay within 30 days", 0.76, ("events",)),
+    Touchpoint("refund_late", "refund not completed in the promised time", 0.18, ("returns", "returns.due_at")),
+    Touchpoint("delivery_late", "delivery later than promised", None, ("deliveries",)),
+)
+"""The eight touchpoints [P 2.3.2, 1.3.1, 3.3]. Reported risks are shown beside measured ones, never used."""
 
 
 class ValueSegment(StrEnum):

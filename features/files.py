@@ -16,6 +16,9 @@ from features.errors import InputError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary neighbour of ``path``; on success it replaces ``path`` atomically, else it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
+        if not os.path.exists(f"/proc/{left.name.rsplit('.', 2)[1]}"):
+            left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

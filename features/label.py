@@ -1,15 +1,10 @@
-"""Population and label in one definition; the only file that reads after the snapshot."""
+"""The label; the only file that reads after the snapshot. Its population is that of `history.as_of`."""
 
 from datetime import datetime, timedelta
 
 import numpy as np
 
-from features.history import Floats, History, Mask, Profile, microseconds
-
-
-def eligible(h: History, lookback_days: float) -> Mask:
-    """Who is still worth predicting: last order within the look-back, shape (n,)."""
-    return h.orders.min(h.orders.age_days) <= lookback_days
+from features.history import Floats, History, Profile, microseconds
 
 
 def window(snapshot: datetime, horizon_days: int) -> tuple[datetime, datetime]:
@@ -20,10 +15,10 @@ def window(snapshot: datetime, horizon_days: int) -> tuple[datetime, datetime]:
 def churned(profile: Profile, h: History) -> Floats:
     """1.0 for no order in ``(t, t + horizon]``, else 0.0; shape (n,) in the order of ``h.customer_id``.
 
-    An order cancelled by the end of the window does not count.
+    An order cancelled by the end of the window does not count. A person is who was known to be one at the snapshot.
     """
     start, end = (microseconds(moment) for moment in window(h.snapshot, h.horizon_days))
-    orders, void = profile.events["order"], profile.void_at["order"]
+    orders, void = profile.events["order"], profile.done_known_at["order"]
     buys = np.zeros(len(profile.customer_id), dtype=bool)
-    buys[orders.customer[(orders.at > start) & (orders.at <= end) & (void > end)]] = True
+    buys[h.person_of[orders.customer[(orders.at > start) & (orders.at <= end) & (void > end)]]] = True
     return 1.0 - buys[h.rows]

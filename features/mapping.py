@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 
 from features import domain
 from features.errors import InputError
-from features.schema import SOURCES
+from features.schema import SOURCES, Source
 
 SAMPLE = "online_retail_ii"
 """Name of the embedded sample data set."""
@@ -37,19 +37,23 @@ class _Part(BaseModel):
 class Table(_Part):
     """Where one source table lies and how its columns become the canonical ones."""
 
-    path: str | None = Field(None, description="Parquet or CSV file(s), relative to the mapping file; globs allowed")
+    path: str | None = Field(None, description="Parquet or CSV file(s), relative to the mapping file, or s3:// Parquet; globs allowed")
     database: str | None = Field(None, description="DuckDB file or SQLAlchemy URL; $VARIABLES are expanded")
     table: str | None = Field(None, description="table in that database")
+    query: str | None = Field(None, description="DuckDB SQL over the relations named in `files`: joins and unions")
+    files: dict[str, str] = Field({}, description="name = path, for `query`")
     where: str | None = Field(None, description="SQL condition on the source's own columns")
     group_by: str | None = Field(None, description="SQL; several source rows make one canonical row")
     columns: dict[str, str] = Field(description="canonical column = source column or SQL expression")
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        if (self.path is None) == (self.database is None):
-            raise ValueError('needs either path = "FILES" or database = "DB" with table = "NAME"')
+        if sum(place is not None for place in (self.path, self.database, self.query)) != 1:
+            raise ValueError('needs either path = "FILES", or database = "DB" with table = "NAME", or query = "SQL" with files')
         if self.database is not None and not self.table:
             raise ValueError('database = "DB" also needs table = "NAME"')
+        if (self.query is None) != (not self.files):
+            raise ValueError("query and files belong together")
         return self
 
 
@@ -74,6 +78,22 @@ class Segments(_Part):
     high_value_per_year: float = Field(domain.HIGH_VALUE_PER_YEAR, gt=0)
 
 
+class Identity(_Part):
+    """Guards against joining strangers: an identity shared by many customers is no evidence that they are one person."""
+
+    max_customers: PositiveInt = Field(domain.IDENTITY_MAX_CUSTOMERS, description="customers that one device, phone ... may link")
+    max_component: PositiveInt = Field(domain.IDENTITY_MAX_COMPONENT, description="customers that may be one person")
+
+
+class Contracts(_Part):
+    """How strict the source contracts are."""
+
+    freshness_days: float = Field(7, gt=0, description="age of a table's newest event against the newest of all")
+    volume_factor: float = Field(4, gt=1, description="the last week's rows against the median of the eight weeks before")
+    max_unmatched: float = Field(0.05, ge=0, le=1, description="share of a table's customers that no order knows")
+    severity: dict[str, Literal["block", "warn", "off"]] = Field({}, description='by rule, "*" allowed: "orders.*.range" = "warn"')
+
+
 class Dataset(_Part):
     """A parsed mapping file."""
 
@@ -81,9 +101,13 @@ class Dataset(_Part):
     timezone: Annotated[str, AfterValidator(_known_timezone)]
     currency: str = Field(pattern=r"^[A-Z]{3}$")
     model_name: str = Field("holdfast-churn", pattern=r"^[A-Za-z0-9_-]+$", description="name in the model registry")
+    personal: bool = Field(True, description="false: public or synthetic ids, pseudonymised without a secret key")
+    synthetic: bool = Field(False, description="true: made by `holdfast simulate`")
     churn: Churn = Churn()
     snapshots: Snapshots = Snapshots()
     segments: Segments = Segments()
+    identity: Identity = Identity()
+    contracts: Contracts = Contracts()
     tables: dict[str, Table]
     file: Path = Field(exclude=True)
 
@@ -107,7 +131,7 @@ class Dataset(_Part):
     def resolve(self, path: str) -> str:
         """A path of the mapping file, relative to the file's folder."""
         expanded = os.path.expandvars(os.path.expanduser(path))
-        return expanded if os.path.isabs(expanded) else str(self.file.parent / expanded)
+        return expanded if "://" in expanded or os.path.isabs(expanded) else str(self.file.parent / expanded)
 
     def definition(self) -> dict[str, Any]:
         """Everything that decides the data's meaning, as JSON (``inf`` as text)."""
@@ -152,9 +176,14 @@ def _advice(error: ValidationError) -> str:
     first = error.errors()[0]
     if first["type"] == "extra_forbidden":
         parent, key = first["loc"][:-1], str(first["loc"][-1])
-        model: Any = {"churn": Churn, "snapshots": Snapshots, "segments": Segments, "tables": Table}.get(
-            str(parent[0]) if parent else "", Dataset
-        )
+        model: Any = {
+            "churn": Churn,
+            "snapshots": Snapshots,
+            "segments": Segments,
+            "identity": Identity,
+            "contracts": Contracts,
+            "tables": Table,
+        }.get(str(parent[0]) if parent else "", Dataset)
         close = difflib.get_close_matches(key, model.model_fields, n=1)
         known = ", ".join(name for name in model.model_fields if name != "file")
         return f"rename it to {close[0]!r}" if close else f"remove it; known keys: {known}"
@@ -163,12 +192,14 @@ def _advice(error: ValidationError) -> str:
 
 TEMPLATE = """\
 # Holdfast mapping file: how this shop's tables become the canonical ones.
-# Run it with:  holdfast run --dataset {file}
+# Run it with:  HOLDFAST_ID_KEY=$(cat id.key) holdfast run --dataset {file}
+# Make the key once and keep it as you keep a password:  openssl rand -hex 32 > id.key
 
 name = "my_shop"              # a-z, 0-9 and _; names the folder of the data set's state
 timezone = "Europe/Berlin"    # IANA name; times without a zone are taken to be local, others are converted
 currency = "EUR"              # ISO 4217; amounts below are in whole units of it
 # model_name = "holdfast-churn" # name in the model registry; give each shop that shares a registry its own
+# personal = true             # false only for public or synthetic ids: no secret key is then needed
 
 [churn]
 horizon_days = 90             # churned: no order in the next 90 days
@@ -182,46 +213,40 @@ lookback_days = 365           # leave out customers silent for longer; inf: ever
 # [segments]
 # high_value_per_year = 5000  # spend a year from which a customer is of high value
 
+# [identity]                  # with a table of identities: guards against joining strangers
+# max_customers = 4           # an identity seen with more customers than this links nobody
+# max_component = 12          # a person with more customer ids than this is cut apart again
+
+# [contracts]                 # how strict the checks of the sources are
+# freshness_days = 7          # a table whose newest event lags further behind is stale
+# volume_factor = 4           # a last week this far above or below the weeks before is an anomaly
+# max_unmatched = 0.05        # share of a table's customers without any order
+# [contracts.severity]        # block, warn or off by rule; `holdfast validate` lists the rules
+# "tickets.*.freshness" = "off"
+
 # Each table: where it lies, and each canonical column as a source column or a DuckDB SQL expression.
 #   path = "orders/*.parquet"                      Parquet or CSV (with a header line), globs allowed, relative to this file
+#   path = "s3://bucket/orders/"                   Parquet on S3-compatible storage; AWS_* variables as usual
 #   database = "shop.duckdb", table = "orders"     a DuckDB file
-#   database = "$SHOP_DB_URL", table = "orders"    any SQLAlchemy URL; secrets come from the environment
+#   database = "$SHOP_DB_URL", table = "orders"    PostgreSQL or any SQLAlchemy URL; secrets come from the environment
+#   query = "SELECT ... FROM a JOIN b USING (x)"   DuckDB SQL over files = {{a = "a.csv", b = "b.parquet"}}
 #   where = "status <> 'test'"                     keep only these source rows
 #   group_by = "invoice_no"                        several source rows make one; columns are then aggregates
-
-[tables.orders]               # required: one row per order
-path = "orders.csv"
-[tables.orders.columns]
-order_id = "id"
-customer_id = "customer"      # a pseudonymous key, never an e-mail address or a name
-ordered_at = "created_at"     # a DATE counts as the end of that day, when the day's orders are known
-# arrived_at = "loaded_at"    # when the shop learnt of it, if later
-# cancelled_at = "cancelled"  # when the whole order was cancelled
-# amount = "total"            # only where there is no table of lines
-
-[tables.order_lines]          # recommended: one row per line
-path = "lines.csv"
-[tables.order_lines.columns]
-order_id = "order_id"
-product_id = "sku"
-quantity = "qty"
-amount = "price_cents * qty / 100.0"   # value of the line, net of discount
-# discount = "discount_cents / 100.0"
-
-# [tables.returns]            # one row per return or refund (positive quantity and amount)
-# path = "returns.csv"
-# [tables.returns.columns]
-# return_id = "id"
-# customer_id = "customer"
-# returned_at = "created_at"
-# quantity = "qty"
-# amount = "refund_cents / 100.0"
-
-# [tables.customers]          # one row per customer
-# path = "customers.csv"
-# [tables.customers.columns]
-# customer_id = "id"
-# registered_at = "created_at"
-# country = "country"
+# A bare DATE counts as the end of that day, when the day's events are known.
 """
-"""What `holdfast init` writes."""
+"""Head of what `holdfast init` writes."""
+
+
+def template(file: Path) -> str:
+    """A commented mapping file that knows every canonical table and column."""
+    return TEMPLATE.replace("{file}", str(file)).replace("{{", "{").replace("}}", "}") + "".join(map(_table_template, SOURCES.values()))
+
+
+def _table_template(source: Source) -> str:
+    mark = "" if source.name in ("orders", "order_lines") else "# "
+    lines = [f"\n# {source.name}: {source.meaning}", f"{mark}[tables.{source.name}]", f'{mark}path = "{source.name}.csv"']
+    lines.append(f"{mark}[tables.{source.name}.columns]")
+    for column in source.columns:
+        given = f'{column.name} = "{column.name}"'
+        lines.append(f"{mark if column.required else '# '}{given:<45} # {column.meaning}")
+    return "\n".join(lines) + "\n"

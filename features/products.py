@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from features.domain import WINDOWS_DAYS
-from features.family import Family, Feature
+from features.family import Family, Feature, by_window, in_windows
 from features.history import Floats, History, ratio
 
 BULK_UNITS = 12
@@ -20,22 +20,20 @@ def fold(h: History) -> dict[str, Floats]:
     purchases = np.diff(np.flatnonzero(last), prepend=-1).astype(np.float64)
     rows, products = items.count(), latest.count()
     bulk = items.where(items.measures["units"] >= BULK_UNITS)
-    in_window = {f"products_{days}d": latest.within(days).count() for days in WINDOWS_DAYS}
+    in_window = latest.windowed()
     return {
-        **in_window,
+        **in_windows("products", in_window),
         "products_total": products,
         "product_repeat_share": ratio(rows - products, rows),
         "product_top_share": ratio(latest.max(purchases), rows),
-        "products_90d_share": ratio(latest.within(90).count(), products),
+        "products_90d_share": ratio(in_window[:, WINDOWS_DAYS.index(90)], products),
         "units_per_item": items.mean("units"),
         "bulk_item_share": ratio(bulk.count(), rows),
     }
 
 
 def _features() -> Iterator[Feature]:
-    for days in WINDOWS_DAYS:
-        span = f"the last {days} days"
-        yield Feature(f"products_{days}d", "count", f"distinct products in {span}", f"bought {{value}} different products in {span}")
+    yield from by_window("products", "count", "distinct products", "bought {value} different products")
     yield Feature("products_total", "count", "distinct products so far", "has bought {value} different products")
     meaning = "share of purchases that repeat a product"
     yield Feature("product_repeat_share", "share", meaning, "repeats products in {value}% of purchases")

@@ -1,7 +1,12 @@
 """Returns, refunds and cancelled lines."""
 
-from features.family import Family, Feature
-from features.history import Floats, History, ratio
+import numpy as np
+
+from features.family import Family, Feature, by_window, in_windows
+from features.history import Events, Floats, History, ratio
+
+DAYS = (90, 365)
+DONE, DUE = ("returns.completed_at",), ("returns.due_at",)
 
 
 def fold(h: History) -> dict[str, Floats]:
@@ -14,9 +19,23 @@ def fold(h: History) -> dict[str, Floats]:
         "returns_per_order": ratio(returns.count(), h.orders.count()),
         "returns_value_ratio": ratio(value, h.orders.sum("spend")),
         "return_recency_days": returns.min(returns.age_days),
-        "returns_90d": returns.within(90).count(),
-        "returns_365d": returns.within(365).count(),
-        "returns_value_90d": returns.within(90).sum("spend"),
+        **in_windows("returns", returns.windowed(), DAYS),
+        **in_windows("returns_value", returns.windowed("spend"), (90,)),
+        **_refunds(returns),
+    }
+
+
+def _refunds(returns: Events) -> dict[str, Floats]:
+    done, due = returns.measures["done_age_days"], returns.measures["due_age_days"]
+    completed = ~np.isnan(done)
+    finished, open_ = returns.where(completed), returns.where(~completed)
+    late = np.where(completed, due > np.where(completed, done, 0), due > 0)
+    return {
+        "refund_days_mean": finished.mean(finished.age_days - done[completed]),
+        "refunds_open": open_.count(),
+        "refund_open_days": np.nan_to_num(open_.max(open_.age_days)),
+        "refunds_late": returns.where(late).count(),
+        "refund_late_share": ratio(returns.where(late).count(), returns.count()),
     }
 
 
@@ -28,9 +47,13 @@ FAMILY = Family(
         Feature("returns_per_order", "ratio", "returns over orders", "sends back {value} times per order", 2),
         Feature("returns_value_ratio", "ratio", "value returned over value ordered", "sends back {value}% of the value"),
         Feature("return_recency_days", "days", "days since the last return", "last sent something back {value} days ago"),
-        Feature("returns_90d", "count", "returns in the last 90 days", "sent back {value} times in the last 90 days"),
-        Feature("returns_365d", "count", "returns in the last 365 days", "sent back {value} times in the last 365 days"),
-        Feature("returns_value_90d", "currency", "value returned in the last 90 days", "sent back goods for {value} in the last 90 days"),
+        *by_window("returns", "count", "returns", "sent back {value} times", DAYS),
+        *by_window("returns_value", "currency", "value returned", "sent back goods for {value}", (90,)),
+        Feature("refund_days_mean", "days", "mean days until the money was back", "waits {value} days for refunds", 1, DONE),
+        Feature("refunds_open", "count", "refunds not completed yet", "waits for {value} refunds", 0, DONE),
+        Feature("refund_open_days", "days", "age of the oldest open refund (0: none)", "has waited {value} days for a refund", 0, DONE),
+        Feature("refunds_late", "count", "refunds later than promised", "got {value} refunds later than promised", 0, (*DONE, *DUE)),
+        Feature("refund_late_share", "share", "share of refunds later than promised", "got {value}% of refunds late", 0, (*DONE, *DUE)),
     ),
     fold,
     needs=("returns",),

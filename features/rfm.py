@@ -10,7 +10,7 @@ def fold(h: History) -> dict[str, Floats]:
     """The classic three, and what BG/NBD needs (Fader, Hardie and Lee 2005: x, t_x, T in days)."""
     orders = h.orders
     day = orders.at // 86_400_000_000
-    new_day = ~orders.follows() | (np.diff(day, prepend=0) != 0)
+    new_day = ~orders.follows() | (np.diff(day, prepend=-1) != 0)
     recency, tenure = orders.min(orders.age_days), orders.max(orders.age_days)
     spend = orders.sum("spend")
     return {
@@ -28,7 +28,13 @@ def fold(h: History) -> dict[str, Floats]:
 FAMILY = Family(
     "rfm",
     (
-        Feature("recency_days", "days", "days since the last order", "has been silent for {value} days"),
+        Feature(
+            "recency_days",
+            "days",
+            "days since the last order",
+            "has been silent for {value} days",
+            beside=("gap_mean_days", "; usually orders every {beside}"),
+        ),
         Feature("frequency_orders", "count", "orders so far", "has placed {value} orders"),
         Feature("monetary_net", "currency", "spend so far, net of returns", "has spent {value} net of returns"),
         Feature("tenure_days", "days", "days since the first order", "first ordered {value} days ago"),

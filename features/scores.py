@@ -1,33 +1,52 @@
-"""Features that need the population: RFM scores and country rank, fitted on training rows and saved."""
+"""Features that need the population: RFM-B scores and country rank, fitted on training rows and saved."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
-from features.domain import RFM_WEIGHTS
+from features.domain import HIGH_VALUE_HIGH_RISK, RFMB_WEIGHTS
 from features.family import Feature
 from features.history import Floats
 
 SCORED = {"r_score": ("recency_days", -1.0), "f_score": ("frequency_orders", 1.0), "m_score": ("monetary_net", 1.0)}
 """score: (feature, direction in which it is better)."""
+BEHAVIOUR = ("browse_minutes_90d", "cart_add_rate_90d", "tickets_365d", "contacts_clicked_90d")
+"""B is the mean of the scores of these, as far as they are there: browsing time, add-to-cart rate, service contacts and
+campaign participation [P 2.3.1]."""
 TOP_COUNTRIES = 8
 
-FEATURES = (
+R_F_M = (
     Feature("r_score", "score", "recency as a quantile of the training population", "ordered more recently than {value} of 100 customers"),
     Feature("f_score", "score", "orders as a quantile of the training population", "orders more than {value} of 100 customers"),
     Feature("m_score", "score", "net spend as a quantile of the training population", "has spent more than {value} of 100 customers"),
-    Feature("rfm_score", "score", "weighted mean of the three scores", "has an RFM score of {value} of 100"),
 )
+B = Feature("b_score", "score", "behaviour as a quantile of the training population", "is more engaged than {value} of 100 customers")
+RFM = Feature("rfm_score", "score", "weighted mean of the R, F and M scores", "has an RFM score of {value} of 100")
+RFMB = Feature("rfmb_score", "score", "weighted mean of the R, F, M and B scores", "has an RFM-B score of {value} of 100")
+AT_RISK = Feature("high_value_high_risk", "flag", "high value with hardly any behaviour [P 2.3.1]", "is of high value and hardly engaged")
 COUNTRY = Feature(
     "country_rank", "code", "rank of the country by customers (0: most, 8: rarer or unknown)", "lives in the shop's country number {value}"
 )
 
 
+def features(names: Iterable[str], country: bool) -> list[Feature]:
+    """The features added to a raw table with these columns."""
+    behaviour = [B, RFMB, AT_RISK] if set(BEHAVIOUR) & set(names) else []
+    return [*R_F_M, RFM, *behaviour, *([COUNTRY] if country else [])]
+
+
+def fitted_on(names: Iterable[str]) -> list[str]:
+    """Columns of the raw table that `Fitted.fit` reads."""
+    there = set(names)
+    return [*(feature for feature, _ in SCORED.values()), *(n for n in BEHAVIOUR if n in there), *({"country"} & there)]
+
+
 @dataclass(frozen=True)
 class Fitted:
-    """Bin edges (101 quantiles per score) and the most frequent countries of the training rows."""
+    """Bin edges (101 quantiles per scored feature) and the most frequent countries of the training rows."""
 
     edges: dict[str, list[float]]
     countries: list[str] | None
@@ -36,7 +55,9 @@ class Fitted:
     def fit(cls, table: pa.Table) -> Self:
         """Learn from a raw feature table that holds training rows only."""
         at = np.linspace(0, 1, 101)
-        edges = {name: np.quantile(table[feature].to_numpy(), at).tolist() for name, (feature, _) in SCORED.items()}
+        names = [name for name in fitted_on(table.column_names) if name != "country"]
+        known = {name: np.nan_to_num(table[name].to_numpy()) for name in names}
+        edges = {name: np.quantile(values, at).tolist() for name, values in known.items()}
         if "country" not in table.column_names:
             return cls(edges, None)
         counts = table["country"].drop_null().value_counts().to_pylist()
@@ -54,25 +75,41 @@ class Fitted:
 
     def apply(self, table: pa.Table) -> pa.Table:
         """The table with the score columns added."""
-        scores = {name: self._score(name, table) for name in SCORED}
-        total = sum(RFM_WEIGHTS.values())
-        scores["rfm_score"] = sum((RFM_WEIGHTS[name] * scores[name] for name in SCORED), np.zeros(table.num_rows)) / total
+        scores = {name: self._score(table, feature, direction) for name, (feature, direction) in SCORED.items()}
+        scores["rfm_score"] = _weighted(scores, list(SCORED))
+        behaviour = [self._score(table, name, 1.0) for name in BEHAVIOUR if name in self.edges]
+        if behaviour:
+            scores["b_score"] = np.mean(behaviour, axis=0)
+            scores["rfmb_score"] = _weighted(scores, list(RFMB_WEIGHTS))
+            scores["high_value_high_risk"] = _at_risk(table, scores["b_score"])
         if self.countries is not None:
             rank = {country: float(number) for number, country in enumerate(self.countries)}
             codes = [rank.get(country, float(TOP_COUNTRIES)) for country in table["country"].to_pylist()]
             scores[COUNTRY.name] = np.array(codes, dtype=np.float64)
         for name, values in scores.items():
-            table = table.append_column(name, pa.array(values))
+            table = table.append_column(name, pa.array(values, pa.float64()))
         return table
 
     def reapply(self, table: pa.Table) -> pa.Table:
         """A complete table with its score columns made anew by these edges."""
-        made = {COUNTRY.name, *(feature.name for feature in FEATURES)}
+        made = {feature.name for feature in (*R_F_M, RFM, B, RFMB, AT_RISK, COUNTRY)}
         return self.apply(table.drop_columns([name for name in table.column_names if name in made]))
 
-    def _score(self, name: str, table: pa.Table) -> Floats:
-        feature, direction = SCORED[name]
-        values, edges = table[feature].to_numpy(), np.array(self.edges[name])
+    def _score(self, table: pa.Table, feature: str, direction: float) -> Floats:
+        values, edges = np.nan_to_num(table[feature].to_numpy()), np.array(self.edges[feature])
         below = np.searchsorted(edges, values, side="left" if direction > 0 else "right")
         percent = np.clip(below - (0 if direction > 0 else 1), 0, 100).astype(np.float64)
         return percent if direction > 0 else 100 - percent
+
+
+def _weighted(scores: dict[str, Floats], names: Sequence[str]) -> Floats:
+    total = sum(RFMB_WEIGHTS[name] for name in names)
+    parts = [RFMB_WEIGHTS[name] * scores[name] for name in names]
+    return np.asarray(sum(parts[1:], parts[0]) / total)
+
+
+def _at_risk(table: pa.Table, b_score: Floats) -> Floats:
+    most = HIGH_VALUE_HIGH_RISK
+    recent = table["recency_days"].to_numpy() <= most["recency_days"]
+    loyal = (table["frequency_orders"].to_numpy() >= most["frequency_orders"]) & (table["monetary_net"].to_numpy() >= most["monetary_net"])
+    return np.asarray(recent & loyal & (b_score <= most["b_score"])).astype(np.float64)

@@ -8,6 +8,7 @@ import numpy as np
 
 from features.family import Family, Feature
 from features.history import Floats, History
+from features.reduce import NIGHT_HOURS
 
 YEAR_DAYS = 365
 EVENING_FROM_HOUR = 18
@@ -39,6 +40,9 @@ def _habits(h: History) -> dict[str, Floats]:
         "evening_share": h.orders.mean((hour >= EVENING_FROM_HOUR).astype(np.float64)),
         "weekend_share": h.orders.mean((weekday >= 5).astype(np.float64)),
         "weekday_entropy": entropy,
+        "weekday_top_share": np.where(np.isnan(share).any(axis=1), np.nan, share.max(axis=1)),
+        "order_hour_std": h.orders.std(hour.astype(np.float64)),
+        "night_share": h.orders.mean((hour < NIGHT_HOURS).astype(np.float64)),
     }
 
 
@@ -73,6 +77,9 @@ FAMILY = Family(
         Feature("order_hour_mean", "hour", "mean hour of the day of the orders", "usually orders around {value} h", 1),
         Feature("evening_share", "share", "share of orders from 18 h on", "orders in the evening in {value}% of cases"),
         Feature("weekend_share", "share", "share of orders at the weekend", "orders at the weekend in {value}% of cases"),
+        Feature("weekday_top_share", "share", "share of the favourite weekday", "places {value}% of orders on one weekday"),
+        Feature("order_hour_std", "hours", "spread of the hour of the orders", "varies the hour of ordering by {value} h", 1),
+        Feature("night_share", "share", "share of orders before 5 h", "orders deep in the night in {value}% of cases"),
         Feature("weekday_entropy", "bits", "how evenly orders spread over weekdays", "spreads orders over weekdays by {value} bits", 1),
     ),
     fold,

@@ -1,27 +1,122 @@
-"""The same history as a fixed-length sequence of weeks, for the LSTM."""
+"""The same history as sequences for the LSTM: weeks by channel, and the last events one by one."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from features.history import Events, Floats, History
+from features.history import Floats, History, Ints
 
 WEEKS = 52
-CHANNELS = ("orders", "spend", "units", "products", "returns")
-"""Counts and sums of the week as log(1 + x). No season: see `seasons.py`."""
+LAST_EVENTS = 64
+"""At most this many events, the latest of all kinds, oldest first."""
+_DAY_US = 86_400_000_000
 
 
-def weekly(h: History) -> Floats:
-    """Sequences x_NWC of shape (n, WEEKS, CHANNELS), oldest week first; the last week ends at the snapshot."""
-    x_NWC = np.zeros((h.n, WEEKS, len(CHANNELS)))
-    for channel, (events, measure) in enumerate(
-        ((h.orders, None), (h.orders, "spend"), (h.orders, "units"), (h.items, None), (h.returns, None))
-    ):
-        x_NWC[:, :, channel] = np.log1p(np.maximum(_weekly_sum(events, measure), 0))
-    return x_NWC
+@dataclass(frozen=True)
+class Channel:
+    """A weekly sum of a measure (None: number of events) of one kind of event."""
+
+    name: str
+    kind: str
+    measure: str | None
+    source: str
 
 
-def _weekly_sum(events: Events, measure: str | None) -> Floats:
-    recent = events.within(WEEKS * 7)
-    cell = recent.customer * WEEKS + (WEEKS - 1 - (recent.age_days // 7).astype(np.int64))
-    weights = None if measure is None else recent.measures[measure]
-    sums = np.bincount(cell, weights=weights, minlength=recent.n * WEEKS)
-    return sums.astype(np.float64, copy=False).reshape(recent.n, WEEKS)
+CHANNELS = (
+    Channel("orders", "order", None, "orders"),
+    Channel("spend", "order", "spend", "orders"),
+    Channel("units", "order", "units", "orders"),
+    Channel("products", "item", None, "orders"),
+    Channel("returns", "return", None, "orders"),
+    Channel("views", "browse", "views", "events"),
+    Channel("cart_adds", "browse", "adds", "events"),
+    Channel("sessions", "browse", "sessions", "events"),
+    Channel("seconds", "browse", "seconds", "events"),
+    Channel("contacts_sent", "contact", "sent", "contacts"),
+    Channel("contacts_opened", "contact", "opened", "contacts"),
+    Channel("contacts_clicked", "contact", "clicked", "contacts"),
+    Channel("coupons_claimed", "coupon", None, "coupons"),
+    Channel("tickets", "ticket", None, "tickets"),
+    Channel("complaints", "ticket", "complaint", "tickets"),
+    Channel("reviews", "review", None, "reviews"),
+    Channel("deliveries", "delivery", None, "deliveries"),
+    Channel("points_earned", "points", "earned", "points"),
+    Channel("points_spent", "points", "spent", "points"),
+)
+"""Values are log(1 + x). The first five are always there, zeros without their source. No season: see `seasons.py`."""
+EVENT_KINDS = ("order", "return", "browse", "contact", "coupon", "ticket", "review", "delivery")
+"""What the last events tell: their type is the position here plus one (0 is padding)."""
+
+
+def channels(sources: Iterable[str]) -> tuple[Channel, ...]:
+    """The weekly channels that these sources feed."""
+    there = set(sources)
+    return tuple(channel for channel in CHANNELS if channel.source in there)
+
+
+def weekly(h: History, chosen: tuple[Channel, ...]) -> dict[str, pa.Array]:
+    """Weekly activity as two list columns, since most weeks are empty: ``week_cells`` (int32) and ``week_values`` (float32).
+
+    A cell is week * channels + channel, week 0 the oldest, the last one ends at the snapshot; see `dense`.
+    """
+    cells, values = [], []
+    for place, channel in enumerate(chosen):
+        recent = h.events[channel.kind].within(WEEKS * 7)
+        week = recent.customer * WEEKS + (WEEKS - 1 - (recent.age_days // 7).astype(np.int64))
+        weights = np.ones(week.size) if channel.measure is None else np.nan_to_num(recent.measures[channel.measure])
+        filled, sums = _grouped(week, weights)
+        some = sums > 0
+        cells.append(filled[some] * len(chosen) + place)
+        values.append(np.log1p(sums[some]))
+    cell, value = np.concatenate(cells), np.concatenate(values)
+    order = np.argsort(cell, kind="stable")
+    width = WEEKS * len(chosen)
+    size = np.bincount(cell // width, minlength=h.n)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(size)]).astype(np.int32))
+    lists = {"week_cells": (cell[order] % width).astype(np.int32), "week_values": value[order].astype(np.float32)}
+    return {name: pa.ListArray.from_arrays(offsets, pa.array(flat)) for name, flat in lists.items()}
+
+
+def _grouped(group: Ints, weights: Floats) -> tuple[Ints, Floats]:
+    """Each group once, and the sum of its weights; events of most kinds come with their groups in order already."""
+    if not (group[1:] >= group[:-1]).all():
+        order = np.argsort(group, kind="stable")
+        group, weights = group[order], weights[order]
+    starts = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]])) if group.size else np.zeros(0, dtype=np.int64)
+    return group[starts], np.add.reduceat(weights, starts) if group.size else weights
+
+
+def dense(cells: pa.ListArray, values: pa.ListArray, channels: int) -> npt.NDArray[np.float32]:
+    """The sequences x_NWC of shape (n, WEEKS, channels) of the two list columns of `weekly`."""
+    width = WEEKS * channels
+    row = np.repeat(np.arange(len(cells)), cells.value_lengths().fill_null(0).to_numpy())
+    x = np.zeros(len(cells) * width, dtype=np.float32)
+    x[row * width + cells.flatten().to_numpy()] = values.flatten().to_numpy()
+    return x.reshape(len(cells), WEEKS, channels)
+
+
+def last_events(h: History) -> dict[str, pa.Array]:
+    """The latest events of all kinds as list columns: ``event_types`` (int8) and ``event_gap_days`` (float32).
+
+    The gap is the time since the event before, of the oldest event listed 0; lists are of at most LAST_EVENTS.
+    """
+    kinds = [h.events[kind] for kind in EVENT_KINDS]
+    customer = np.concatenate([events.customer for events in kinds])
+    age = np.concatenate([events.age_days for events in kinds])
+    kind = np.concatenate([np.full(events.customer.size, place, dtype=np.int8) for place, events in enumerate(kinds, start=1)])
+    order = np.lexsort((kind, -age, customer))
+    customer, age, kind = customer[order], age[order], kind[order]
+    size = np.bincount(customer, minlength=h.n)
+    ends = np.cumsum(size)
+    kept = ends[customer] - np.arange(customer.size) <= LAST_EVENTS
+    customer, age, kind = customer[kept], age[kept], kind[kept]
+    gap = np.zeros(age.size)
+    gap[1:] = np.where(customer[1:] == customer[:-1], age[:-1] - age[1:], 0.0)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(np.minimum(size, LAST_EVENTS))]).astype(np.int32))
+    return {
+        "event_types": pa.ListArray.from_arrays(offsets, pa.array(kind)),
+        "event_gap_days": pa.ListArray.from_arrays(offsets, pa.array(gap.astype(np.float32))),
+    }

@@ -1,9 +1,12 @@
 """Places and secrets, from the environment; nothing here is a choice of a run or a definition."""
 
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from features.errors import InputError
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -26,7 +29,24 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HOLDFAST_", frozen=True, extra="ignore")
 
     home: Path = Field(default=Path(".holdfast"), description="folder that holds all state")
+    id_key: SecretStr | None = Field(default=None, description="key of the pseudonyms, hexadecimal")
+    engine: Literal["duckdb", "spark"] = Field(default="duckdb", description="what computes features")
+    memory: str | None = Field(
+        default=None,
+        pattern=r"^[0-9.]+ ?[KMGT]i?B$",
+        description="DuckDB's limit, e.g. 8GB; default: half of the machine's",
+    )
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
+
+    def __init__(self, **given: Any) -> None:
+        """Read the environment. Raises InputError naming the variable and the rule."""
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            found = error.errors(include_url=False)[0]
+            name = f"HOLDFAST_{str(found['loc'][0]).upper()}"
+            meaning = type(self).model_fields[str(found["loc"][0])].description
+            raise InputError(f"{name} = {found['input']!r}", found["msg"], f"set it as its meaning asks: {meaning}") from None
 
     @property
     def tracking_uri(self) -> str:
@@ -39,5 +59,5 @@ class Settings(BaseSettings):
         return self.home / "reports"
 
     def of(self, dataset: str) -> Path:
-        """Folder of one data set: ``sources.duckdb``, ``features.parquet``, ``optuna.db``."""
+        """Folder of one data set: ``sources.json``, ``parts/``, ``features.parquet``, ``optuna.db``."""
         return self.home / "datasets" / dataset

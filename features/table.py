@@ -3,8 +3,10 @@
 reduce (engine, `reduce.py`) -> as_of (`history.py`) -> families -> fitted scores (`scores.py`).
 """
 
+import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -13,14 +15,42 @@ from typing import Any, Self
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features import baskets, discounts, gaps, label, lifecycle, products, reduce, returns, rfm, scores, seasons, sequences, trends, windows
+from features import (
+    baskets,
+    browsing,
+    campaigns,
+    carts,
+    coupons,
+    deliveries,
+    discounts,
+    gaps,
+    label,
+    lifecycle,
+    loyalty,
+    products,
+    reduce,
+    returns,
+    reviews,
+    rfm,
+    scores,
+    seasons,
+    sequences,
+    service,
+    store,
+    tastes,
+    touchpoints,
+    trends,
+    windows,
+)
 from features.errors import InputError
 from features.family import Family, Feature
-from features.files import replacing, sha256_json
+from features.files import sha256_json
 from features.history import History, as_of, from_arrow
 from features.scores import Fitted
+from features.sequences import Channel
 
 FAMILIES: tuple[Family, ...] = (
     rfm.FAMILY,
@@ -29,14 +59,33 @@ FAMILIES: tuple[Family, ...] = (
     gaps.FAMILY,
     baskets.FAMILY,
     products.FAMILY,
+    tastes.CATEGORIES,
+    tastes.BRANDS,
+    tastes.PRICES,
     discounts.FAMILY,
     returns.FAMILY,
     seasons.FAMILY,
+    browsing.FAMILY,
+    carts.FAMILY,
+    campaigns.FAMILY,
+    coupons.FAMILY,
+    service.FAMILY,
+    deliveries.FAMILY,
+    reviews.FAMILY,
+    loyalty.MEMBERSHIP,
+    loyalty.POINTS,
+    loyalty.CONSENTS,
+    loyalty.REGISTRATION,
+    touchpoints.FAMILY,
 )
 KEYS = ("customer_id", "snapshot")
 LABEL = "churned"
-SEQUENCE = "weeks"
+WEEKLY = ("week_cells", "week_values")
+"""The weekly sequences; see `sequences.dense`."""
 COUNTRY_SOURCE = "customers.country"
+FIT_ROWS = 100_000
+"""Base rows that the score edges are fitted on, about and at most."""
+BOUND_DIGITS = 6
 _MANIFEST_KEY = b"holdfast.manifest"
 
 
@@ -53,6 +102,10 @@ class Manifest:
     sources: tuple[str, ...]
     """Canonical tables present, and mapped optional columns as ``table.column``."""
     data_fingerprint: str
+    key_check: str = ""
+    """Tells which pseudonym key made the ids, not the key."""
+    personal: bool = False
+    synthetic: bool = False
     snapshots: tuple[datetime, ...] = ()
     test: datetime | None = None
     latest: datetime | None = None
@@ -61,24 +114,34 @@ class Manifest:
     @property
     def tables(self) -> tuple[str, ...]:
         """The canonical tables present."""
-        return tuple(name for name in self.sources if "." not in name)
+        return store.tables(self.sources)
 
     @property
-    def families(self) -> list[Family]:
-        """The families whose sources are there."""
-        return [family for family in FAMILIES if set(family.needs) <= set(self.sources)]
+    def families(self) -> list[tuple[Family, tuple[Feature, ...]]]:
+        """The families whose sources are there, each with its features whose sources are there."""
+        fed = [(family, family.fed_by(self.sources)) for family in FAMILIES]
+        return [(family, features) for family, features in fed if features]
 
     @property
     def left_out(self) -> dict[str, tuple[str, ...]]:
-        """Families left out, with the sources they lack."""
-        present = self.families
-        return {f.name: tuple(n for n in f.needs if n not in self.sources) for f in FAMILIES if f not in present}
+        """Families of which features are left out, with the sources they lack."""
+        found = {}
+        for family in FAMILIES:
+            needs = {need for feature in family.features for need in (*family.needs, *feature.needs)}
+            if lacking := tuple(sorted(needs - set(self.sources))):
+                found[family.name] = lacking
+        return found
 
     @property
     def features(self) -> list[Feature]:
         """Every numeric feature in table order."""
-        country = [scores.COUNTRY] if COUNTRY_SOURCE in self.sources else []
-        return [feature for family in self.families for feature in family.features] + [*scores.FEATURES, *country]
+        raw = [feature for _, features in self.families for feature in features]
+        return raw + scores.features([feature.name for feature in raw], COUNTRY_SOURCE in self.sources)
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """Channels of the weekly sequences."""
+        return sequences.channels(self.sources)
 
     @property
     def names(self) -> list[str]:
@@ -124,35 +187,29 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def fold(profile: pa.Table, moments: Sequence[datetime], manifest: Manifest, labelled: Iterable[datetime] = ()) -> pa.Table:
-    """A long profile of whole customers -> raw feature rows for each snapshot (scores not yet added).
+def fold(profile: pa.Table, moments: Sequence[datetime], manifest: Manifest, labelled: Iterable[datetime] = ()) -> Iterator[pa.Table]:
+    """A long profile of whole persons -> raw feature rows, a table for each snapshot (scores not yet added).
 
     Columns: customer_id, snapshot, churned (null where not ``labelled``), the families' features, stages,
-    country, weeks (WEEKS * CHANNELS float32 values). Only eligible customers have a row.
+    country, sequences. Only eligible customers have a row.
     """
     known = from_arrow(profile)
-    parts = []
     for moment in moments:
-        h = as_of(known, moment, manifest.horizon_days)
-        rows = label.eligible(h, manifest.lookback_days)
+        h = as_of(known, moment, manifest.horizon_days, manifest.lookback_days)
         target = label.churned(known, h) if moment in labelled else np.full(h.n, np.nan)
-        parts.append(_rows(h, target, manifest).filter(pa.array(rows)))
-    return pa.concat_tables(parts)
+        yield _rows(h, target, manifest)
 
 
 def _rows(h: History, target: Any, manifest: Manifest) -> pa.Table:
     columns: dict[str, Any] = {"customer_id": h.customer_id, "snapshot": pa.array([h.snapshot] * h.n, pa.timestamp("us"))}
     columns[LABEL] = pa.array(target, from_pandas=True)
-    for family in manifest.families:
+    for family, features in manifest.families:
         found = family.fold(h)
-        columns |= {feature.name: pa.array(found[feature.name], pa.float64()) for feature in family.features}
+        columns |= {feature.name: pa.array(found[feature.name], pa.float64()) for feature in features}
     columns |= {name: pa.array(v, pa.string()) for name, v in lifecycle.describe(h, manifest.high_value_per_year).items()}
     if COUNTRY_SOURCE in manifest.sources:
         columns["country"] = _country(h)
-    weeks = sequences.weekly(h).astype(np.float32).reshape(h.n, sequences.WEEKS * len(sequences.CHANNELS))
-    offsets = np.arange(h.n + 1, dtype=np.int32) * weeks.shape[1]
-    columns[SEQUENCE] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(weeks.ravel()))
-    return pa.table(columns)
+    return pa.table(columns | sequences.weekly(h, manifest.channels) | sequences.last_events(h))
 
 
 def _country(h: History) -> pa.Array:
@@ -162,71 +219,101 @@ def _country(h: History) -> pa.Array:
     return h.keys.take(pa.array(np.where(missing, 0, code).astype(np.int64), mask=missing))
 
 
-def online(connection: duckdb.DuckDBPyConnection, sql: str, moment: datetime, manifest: Manifest) -> pa.Table:
-    """Complete feature rows at one moment for all customers whose canonical tables ``connection`` sees."""
+def online(connection: duckdb.DuckDBPyConnection, sql: str, moment: datetime, manifest: Manifest) -> pa.Table | None:
+    """Complete feature rows at one moment for all customers whose canonical tables ``connection`` sees; None without any.
+
+    ``sql`` is `reduce.profile_sql` of the manifest's tables, compiled for any moment.
+    """
     assert manifest.fitted is not None
-    tables = [fold(batch, [moment], manifest) for batch in reduce.batches(connection, sql)]
-    if not tables:
-        return None
-    return manifest.fitted.apply(pa.concat_tables(tables))
+    profiles = reduce.batches(connection, reduce.at_moment(sql, moment))
+    tables = [found for batch in profiles for found in fold(batch, [moment], manifest)]
+    return manifest.fitted.apply(pa.concat_tables(tables)) if tables else None
 
 
 def build(
-    connection: duckdb.DuckDBPyConnection,
+    raw: Iterator[pa.Table],
     manifest: Manifest,
     base: Sequence[datetime],
+    customers: int,
     path: Path,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Manifest:
-    """Write the feature table of all snapshots to ``path`` (Parquet, atomic) and return its full manifest.
+    """Write the complete feature table to the new file ``path`` (Parquet) in one pass over raw rows; return its full manifest.
 
-    Two passes: raw features by batches of customers, then the scores, fitted on the ``base`` snapshots.
+    ``raw`` is the result of `fold`, in the order of person ids. Without fitted scores in the manifest they are fitted on rows
+    of the ``base`` snapshots: on all, or, where ``customers`` times base snapshots exceed FIT_ROWS, on those of the first ids, which
+    are a random sample, as ids are pseudonyms.
     """
-    assert manifest.latest is not None
-    moments = [*manifest.snapshots, *(t for t in [manifest.latest] if t not in manifest.snapshots)]
-    sql = reduce.profile_sql(manifest.tables)
-    raw = path.with_name(".raw.parquet.tmp")
-    try:
-        _write(raw, (fold(batch, moments, manifest, manifest.snapshots) for batch in reduce.batches(connection, sql)), progress)
-        manifest = replace(manifest, fitted=_fit(raw, base))
-        complete = (manifest.fitted.apply(pa.Table.from_batches([b])) for b in pq.ParquetFile(raw).iter_batches(100_000))  # type: ignore[union-attr]
-        with replacing(path) as temporary:
-            _write(temporary, complete, lambda rows: None, manifest)
-    finally:
-        raw.unlink(missing_ok=True)
+    if manifest.fitted is None:
+        last = max(moment for moment in (*manifest.snapshots, manifest.latest) if moment)
+        held, sample = _sample(raw, base, last, customers)
+        manifest = replace(manifest, fitted=Fitted.fit(sample))
+        raw = itertools.chain(held, raw)
+    _write(path, map(manifest.fitted.apply, raw), manifest, progress)  # type: ignore[union-attr]
     return manifest
 
 
-def _write(path: Path, parts: Iterable[pa.Table], progress: Callable[[int], None], manifest: Manifest | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = None
-    for part in parts:
-        if manifest is not None:
-            part = part.replace_schema_metadata({_MANIFEST_KEY: json.dumps(manifest.to_json())})
-        writer = writer or _writer(path, part.schema, "none" if manifest is None else "zstd")
-        writer.write_table(part)
-        progress(part.num_rows)
-    if writer is None:
+def _sample(raw: Iterator[pa.Table], base: Sequence[datetime], last: datetime, customers: int) -> tuple[list[pa.Table], pa.Table]:
+    """Tables read from ``raw`` and the base rows among them that edges are fitted on: those of ids below a bound.
+
+    The bound hangs on the number of customers alone, so that the rows are the same on every engine and in any batches. A batch
+    of persons has its snapshots one after another and ids in order: rows of the ``last`` one beyond the bound end the search.
+    """
+    share = FIT_ROWS / max(customers * len(base), 1)
+    bound = f"{int(share * 16**BOUND_DIGITS):0{BOUND_DIGITS}x}" if share < 1 else "g"  # after every hexadecimal digit
+    held: list[pa.Table] = []
+    chosen: list[pa.Table] = []
+    moments = pa.array(list(base), pa.timestamp("us"))
+    for table in raw:
+        held.append(table)
+        keys = table.select([*KEYS, *scores.fitted_on(table.column_names)])
+        below = pc.less(keys["customer_id"], bound)
+        chosen.append(keys.filter(pc.and_(below, pc.is_in(keys["snapshot"], moments))))
+        at_last = pc.equal(keys["snapshot"], pa.scalar(last, pa.timestamp("us")))
+        if pc.any(at_last).as_py() and not pc.any(pc.and_(at_last, below)).as_py():
+            break
+    if not held:
         raise InputError("orders", "no customer has an order", "check the `where` filters of [tables.orders]")
-    writer.close()
-
-
-def _writer(path: Path, schema: pa.Schema, compression: str) -> pq.ParquetWriter:
-    texts = [field.name for field in schema if pa.types.is_string(field.type)]
-    return pq.ParquetWriter(path, schema, compression=compression, use_dictionary=texts)
-
-
-def _fit(raw: Path, base: Sequence[datetime]) -> Fitted:
-    present = pq.ParquetFile(raw).schema_arrow.names
-    wanted = [feature for feature, _ in scores.SCORED.values()] + ["country"] * ("country" in present)
-    rows = pq.read_table(raw, columns=wanted, filters=[("snapshot", "in", list(base))])
+    rows = pa.concat_tables(chosen)
     if not rows.num_rows:
         raise InputError(
             "feature table",
             f"no eligible customer at the training snapshots {base[0]:%Y-%m-%d} to {base[-1]:%Y-%m-%d}",
             "set an earlier snapshots.first or a longer churn.lookback_days",
         )
-    return Fitted.fit(rows)
+    return held, rows
+
+
+def _write(path: Path, parts: Iterable[pa.Table], manifest: Manifest, progress: Callable[[int], None]) -> None:
+    writer = None
+    for part in parts:
+        if writer is None:
+            schema = part.schema.with_metadata({_MANIFEST_KEY: json.dumps(manifest.to_json())})
+            texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name != "customer_id"]
+            writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, use_dictionary=texts)
+        writer.write_table(part.cast(writer.schema), row_group_size=100_000)
+        progress(part.num_rows)
+    if writer is None:
+        raise InputError("orders", "no customer has an order", "check the `where` filters of [tables.orders]")
+    writer.close()
+
+
+def content_hash(path: Path) -> str:
+    """Digest of a table's rows and columns in the order of their keys, however they were batched and written."""
+    rows = read(path).replace_schema_metadata(None).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
+def newest(folder: Path) -> Path:
+    """The table of a data set's folder with the latest snapshot: the last daily one, or the training table."""
+    training, daily = folder / "features.parquet", sorted((folder / "snapshots").glob("*.parquet"))
+    if not daily:
+        return training
+    latest = read_manifest(training).latest if training.exists() else None
+    return daily[-1] if latest is None or daily[-1].stem > f"{latest:%Y-%m-%d}" else training
 
 
 def read_manifest(path: Path) -> Manifest:

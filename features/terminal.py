@@ -27,5 +27,19 @@ class Progress:
         console().print(f"[dim]{time.monotonic() - self.start:6.1f} s[/dim]  {escape(line)}", soft_wrap=True)
 
 
+class Count:
+    """Tells how many of something there are so far, at most every few seconds."""
+
+    def __init__(self, what: str, every_seconds: float = 5.0) -> None:
+        self.what, self.every, self.total, self.told = what, every_seconds, 0, time.monotonic()
+
+    def __call__(self, more: int) -> None:
+        """Count ``more``."""
+        self.total += more
+        if time.monotonic() - self.told >= self.every:
+            self.told = time.monotonic()
+            progress(f"  {self.total:,} {self.what}")
+
+
 progress = Progress()
 """The process's own clock."""

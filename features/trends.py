@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from features.domain import WINDOWS_DAYS
 from features.family import Family, Feature
 from features.history import Floats, History, ratio
 
@@ -17,10 +18,10 @@ MONTHS = 12
 def fold(h: History) -> dict[str, Floats]:
     """Shares of recent in longer windows, exponentially weighted activity, active months."""
     found: dict[str, Floats] = {}
-    for recent, longer in PAIRS_DAYS:
-        new, old = h.orders.within(recent), h.orders.within(longer)
-        found[f"orders_{recent}d_share_of_{longer}d"] = ratio(new.count(), old.count())
-        found[f"spend_{recent}d_share_of_{longer}d"] = ratio(new.sum("spend"), old.sum("spend"))
+    for what, sums in (("orders", h.orders.windowed()), ("spend", h.orders.windowed("spend"))):
+        for recent, longer in PAIRS_DAYS:
+            new, old = (sums[:, WINDOWS_DAYS.index(days)] for days in (recent, longer))
+            found[f"{what}_{recent}d_share_of_{longer}d"] = ratio(new, old)
     for days in HALF_LIVES_DAYS:
         weight = np.exp2(-h.orders.age_days / days)
         found[f"orders_half_life_{days}d"] = h.orders.sum(weight)
@@ -34,8 +35,7 @@ def fold(h: History) -> dict[str, Floats]:
 def _months(h: History) -> dict[str, Floats]:
     orders = h.orders.within(MONTHS * MONTH_DAYS)
     month = np.minimum((orders.age_days // MONTH_DAYS).astype(np.int64), MONTHS - 1)
-    grid = np.zeros((h.n, MONTHS))
-    np.add.at(grid, (orders.customer, month), 1.0)
+    grid = np.bincount(orders.customer * MONTHS + month, minlength=h.n * MONTHS).reshape(h.n, MONTHS).astype(np.float64)
     active = grid > 0
     found = {f"orders_month_{m + 1}": grid[:, m] for m in range(MONTHS)}
     found["active_months"] = active.sum(axis=1).astype(np.float64)

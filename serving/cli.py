@@ -8,6 +8,7 @@ import typer
 
 from features.errors import InputError
 from features.files import locked, write_json
+from features.mapping import Dataset
 from features.options import SAMPLE, DatasetOption, dataset_of
 from features.settings import Settings
 from features.terminal import console, progress
@@ -50,7 +51,7 @@ def serve(
     else:
         identity = packaging.packaged(settings)
         target = identity["path"]
-    env = server.environment(settings, settings.of(mapped.name) / "features.parquet", folder)
+    env = server.environment(settings, _newest(settings, mapped), folder)
     progress(f"serving {identity['model']} version {identity['model_version']} on http://{host}:{port}")
     line = server.command(target, host, port)
     os.execvpe(line[0], line, env)
@@ -70,7 +71,7 @@ def score(
     with locked(settings.home):
         packaging.fetch(settings, mapped.model_name, "champion", folder, policy)
         out = out or settings.of(mapped.name) / "scored.parquet"
-        rows = batch.score(folder, settings.of(mapped.name) / "features.parquet", out)
+        rows = batch.score(folder, _newest(settings, mapped), out)
     progress(f"scored {rows:,} customers to {out}")
 
 
@@ -80,7 +81,7 @@ def show(dataset: DatasetOption = SAMPLE) -> None:
     from serving import server, showcase
 
     settings, mapped = Settings(), dataset_of(dataset)
-    table = settings.of(mapped.name) / "features.parquet"
+    table = _newest(settings, mapped)
     told = packaging.packaged(settings)
     progress("starting the packaged service")
     settings.reports.mkdir(parents=True, exist_ok=True)
@@ -90,3 +91,9 @@ def show(dataset: DatasetOption = SAMPLE) -> None:
     progress("service answered and shut down cleanly")
     for who, answer in answers["customers"].items():
         console().print(f"          {who}: {answer['churn_probability']:.0%} churn, tier {answer['tier']}")
+
+
+def _newest(settings: Settings, mapped: Dataset) -> Path:
+    from features.table import newest
+
+    return newest(settings.of(mapped.name))

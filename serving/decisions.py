@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-LOGGED = ("decision_id", "customer_id", "snapshot", "churn_probability", "tier", "expected_gain", "effects_source")
+LOGGED = ("decision_id", "snapshot", "churn_probability", "tier", "expected_gain", "effects_source")
 
 
 def append(folder: Path, identity: dict[str, str], results: list[dict[str, Any]]) -> None:
@@ -18,7 +18,9 @@ def append(folder: Path, identity: dict[str, str], results: list[dict[str, Any]]
     """
     now = datetime.now(UTC)
     lines = [
-        orjson.dumps({"at": now, "propensity": 1.0, **identity, **{name: result[name] for name in LOGGED}})
+        orjson.dumps(
+            {"at": now, "propensity": 1.0, **identity, "customer_id": result["pseudonym"], **{name: result[name] for name in LOGGED}}
+        )
         for result in results
         if result["status"] == "scored"
     ]

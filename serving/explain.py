@@ -17,7 +17,8 @@ class Explainer:
 
     def __init__(self, manifest: Manifest) -> None:
         self.features = manifest.features
-        owner = {feature.name: family.name for family in manifest.families for feature in family.features}
+        owner = {feature.name: family.name for family, features in manifest.families for feature in features}
+        self.place = {feature.name: place for place, feature in enumerate(self.features)}
         names = [owner.get(feature.name, "scores") for feature in self.features]
         self.families = sorted(set(names))
         self.member = np.array([[name == family for name in names] for family in self.families], dtype=np.float64)
@@ -38,10 +39,11 @@ class Explainer:
         alike = np.where(self.member[group].astype(bool) & known, by_feature * np.sign(total), -np.inf)
         index = int(alike.argmax())
         feature = self.features[index]
+        beside = float(x_F[self.place[feature.beside[0]]]) if feature.beside[0] in self.place else np.nan
         return {
             "family": self.families[group],
             "feature": feature.name,
             "effect": "raises" if total > 0 else "lowers",
             "log_odds": round(float(total), 4),
-            "text": feature.render(float(x_F[index])),
+            "text": feature.render(float(x_F[index]), beside),
         }

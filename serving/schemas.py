@@ -1,16 +1,29 @@
 """Requests and answers of the API: strict types, unknown fields refused, no NaN, nothing echoed in errors."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+
+from features.schema import EXACT, FLAG, SOURCES, TEXT, TIME, Column
 
 MAX_CUSTOMERS = 1000
 Id = Annotated[str, Field(min_length=1, max_length=128)]
-Money = Annotated[float, Field(ge=0, le=1e12, description="in the shop's currency, four decimals count")]
+FIRST_YEAR, LAST_YEAR = 1970, 2200
 
 
-def _unique_orders(orders: "list[Order] | None") -> "list[Order] | None":
+def _plausible(moment: datetime) -> datetime:
+    if not FIRST_YEAR < moment.year < LAST_YEAR:
+        raise ValueError(f"the year must lie between {FIRST_YEAR} and {LAST_YEAR}")
+    return moment
+
+
+Moment = Annotated[datetime, AfterValidator(_plausible)]
+LARGEST = 1e12
+"""Largest amount or quantity; four decimals count."""
+
+
+def _unique_orders(orders: Any) -> Any:
     if orders and len({order.order_id for order in orders}) < len(orders):
         raise ValueError("order_id must be unique within a customer")
     return orders
@@ -28,51 +41,61 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
-class Line(Strict):
-    """One line of an order."""
-
-    product_id: Id | None = None
-    quantity: float = Field(gt=0, le=1e9)
-    amount: Money = Field(description="net value of the line after discount, in the shop's currency")
-    discount: Money = 0.0
-
-
-class Order(Strict):
-    """One order with its lines. Times without a zone are the shop's local time."""
-
-    order_id: Id
-    ordered_at: datetime
-    arrived_at: datetime | None = Field(None, description="when the shop learnt of it, if later")
-    cancelled_at: datetime | None = None
-    amount: Money | None = Field(None, description="only where the order has no lines")
-    lines: list[Line] = Field(default=[], max_length=5000)
+def _field(column: Column) -> Any:
+    """The pydantic field of a canonical column: type, range and meaning."""
+    given: dict[str, Any] = {"description": column.meaning}
+    kind: Any = {TEXT: Id, TIME: Moment, FLAG: bool, EXACT: float}[column.type]
+    if column.choices:
+        kind = Literal[column.choices]
+    if column.type == EXACT:
+        given |= {"gt" if column.above else "ge": column.low} if column.low is not None else {"ge": -LARGEST}
+        given |= {"le": LARGEST if column.high is None else column.high}
+    return (kind, Field(**given)) if column.required else (kind | None, Field(None, **given))
 
 
-class Return(Strict):
-    """One return, refund or cancelled line."""
-
-    return_id: Id
-    returned_at: datetime
-    arrived_at: datetime | None = None
-    quantity: float = Field(gt=0, le=1e9)
-    amount: Money
+def _part(name: str, source: str, without: tuple[str, ...], **more: Any) -> Any:
+    """The request's form of one canonical table (`features/schema.py`); times without a zone are the shop's local time."""
+    fields = {column.name: _field(column) for column in SOURCES[source].columns if column.name not in without}
+    model = create_model(name, __base__=Strict, __module__=__name__, **fields, **more)  # type: ignore[call-overload]
+    model.__doc__ = f"{SOURCES[source].meaning[0].upper()}{SOURCES[source].meaning[1:]}."
+    return model
 
 
-class Attributes(Strict):
-    """What hardly changes about a customer."""
-
-    registered_at: datetime
-    arrived_at: datetime | None = None
-    country: Id | None = None
+_OWNER = ("customer_id",)
+Line = _part("Line", "order_lines", ("order_id",))
+Order = _part("Order", "orders", _OWNER, lines=(list[Line], Field([], max_length=5000)))  # type: ignore[valid-type]
+Return = _part("Return", "returns", _OWNER)
+Attributes = _part("Attributes", "customers", _OWNER)
+Event = _part("Event", "events", _OWNER)
+Contact = _part("Contact", "contacts", _OWNER)
+Coupon = _part("Coupon", "coupons", _OWNER)
+Ticket = _part("Ticket", "tickets", _OWNER)
+Review = _part("Review", "reviews", _OWNER)
+Delivery = _part("Delivery", "deliveries", ())
+Membership = _part("Membership", "memberships", _OWNER)
+Points = _part("Points", "points", _OWNER)
+Consent = _part("Consent", "consents", _OWNER)
 
 
 class CustomerRequest(Strict):
-    """A customer by id alone (looked up in the latest feature table) or with the raw history."""
+    """A customer by id or pseudonym alone (looked up in the latest feature table) or with the raw history.
+
+    A history holds every source that the model knows (`GET /v1/model`, `sources`): what is left out counts as nothing happened.
+    """
 
     customer_id: Id
-    orders: Annotated[list[Order] | None, AfterValidator(_unique_orders)] = Field(None, min_length=1, max_length=10_000)
-    returns: list[Return] = Field(default=[], max_length=10_000)
-    attributes: Attributes | None = None
+    orders: Annotated[list[Order] | None, AfterValidator(_unique_orders)] = Field(None, min_length=1, max_length=10_000)  # type: ignore[valid-type]
+    returns: list[Return] = Field(default=[], max_length=10_000)  # type: ignore[valid-type]
+    events: list[Event] = Field(default=[], max_length=100_000)  # type: ignore[valid-type]
+    contacts: list[Contact] = Field(default=[], max_length=10_000)  # type: ignore[valid-type]
+    coupons: list[Coupon] = Field(default=[], max_length=10_000)  # type: ignore[valid-type]
+    tickets: list[Ticket] = Field(default=[], max_length=10_000)  # type: ignore[valid-type]
+    reviews: list[Review] = Field(default=[], max_length=10_000)  # type: ignore[valid-type]
+    deliveries: list[Delivery] = Field(default=[], max_length=10_000)  # type: ignore[valid-type]
+    memberships: list[Membership] = Field(default=[], max_length=1000)  # type: ignore[valid-type]
+    points: list[Points] = Field(default=[], max_length=10_000)  # type: ignore[valid-type]
+    consents: list[Consent] = Field(default=[], max_length=1000)  # type: ignore[valid-type]
+    attributes: Attributes | None = None  # type: ignore[valid-type]
 
 
 class ScoreRequest(Strict):
@@ -101,7 +124,7 @@ class ScoreRequest(Strict):
         }
     )
     customers: Annotated[list[CustomerRequest], AfterValidator(_unique_customers)] = Field(min_length=1, max_length=MAX_CUSTOMERS)
-    snapshot: datetime | None = Field(None, description="moment of the prediction for raw histories; default: now")
+    snapshot: Moment | None = Field(None, description="moment of the prediction for raw histories; default: now")
 
 
 class Reason(BaseModel):
@@ -127,7 +150,8 @@ class Scored(BaseModel):
     """One customer's score and recommended decision."""
 
     status: Literal["scored"]
-    customer_id: str
+    customer_id: str = Field(description="as the request named the customer")
+    pseudonym: str = Field(description="the name under which anything about the customer is stored")
     snapshot: datetime
     churn_probability: float
     risk_band: Literal["high", "medium", "low"]
@@ -148,6 +172,7 @@ class NotScored(BaseModel):
 
     status: Literal["unknown", "not_eligible"]
     customer_id: str
+    pseudonym: str
     detail: str
 
 

@@ -2,7 +2,7 @@
 
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -15,8 +15,10 @@ import pyarrow as pa
 
 from features import reduce, table
 from features.domain import risk_band
+from features.errors import InputError
 from features.files import read_json
-from features.schema import EXACT, SOURCES, TEXT, Source
+from features.pseudonym import Pseudonyms
+from features.schema import EXACT, FLAG, SOURCES, TEXT, TIME, Source
 from features.table import Manifest
 from serving import policy as policies
 from serving.explain import Explainer
@@ -45,7 +47,8 @@ class Lookup:
         if not path.exists():
             return None
         found = table.read_manifest(path)
-        same = all(getattr(found, name) == getattr(manifest, name) for name in ("dataset", "timezone", "horizon_days", "sources"))
+        alike = ("dataset", "timezone", "horizon_days", "sources", "key_check")
+        same = all(getattr(found, name) == getattr(manifest, name) for name in alike)
         if not same or found.latest is None or manifest.fitted is None:
             return None
         rows = manifest.fitted.reapply(table.read(path, [found.latest]))
@@ -59,6 +62,9 @@ class Engine:
         self.scorer, self.policy, self.identity, self.lookup = scorer, policy, identity, lookup
         self.manifest = scorer.manifest
         self.explainer = Explainer(self.manifest)
+        self.pseudonyms = Pseudonyms.of(self.manifest.personal)
+        if self.pseudonyms.check != self.manifest.key_check:
+            raise InputError("HOLDFAST_ID_KEY", "is not the key that the model's data were pseudonymised with", "set the same key")
         self.sql = reduce.profile_sql(self.manifest.tables)
         self.zone = ZoneInfo(self.manifest.timezone)
         self._local = threading.local()
@@ -72,7 +78,7 @@ class Engine:
 
     def decide(self, rows: pa.Table) -> list[dict[str, Any]]:
         """One decision for each row of a feature table, in order (the fields of `schemas.Scored`)."""
-        arrays = Rows.of(rows, self.manifest.names)
+        arrays = Rows.of(rows, self.manifest.names, len(self.manifest.channels))
         p = self.scorer.predict(arrays)
         reasons = self.explainer.reasons(self.scorer.contributions(arrays), arrays.x_NF)
         found = policies.situation(self.policy, rows)
@@ -108,20 +114,27 @@ class Engine:
         }
 
     def score(self, customers: list[CustomerRequest], snapshot: datetime | None) -> list[dict[str, Any]]:
-        """Decisions in the order of the request; customers by id and by history may be mixed."""
-        known, histories = self._split(customers)
+        """Decisions in the order of the request; customers by id and by history may be mixed.
+
+        Each answer names the customer as the request did; ``pseudonym`` is the name under which anything is stored.
+        """
+        names = [self._pseudonym(customer.customer_id) for customer in customers]
+        known = [
+            name for name, one in zip(names, customers, strict=True) if one.orders is None and self.lookup and name in self.lookup.index
+        ]
+        histories = {name: one for name, one in zip(names, customers, strict=True) if one.orders is not None}
         answers: dict[str, dict[str, Any]] = {}
         if known and self.lookup:
-            rows = self.lookup.rows.take(pa.array([self.lookup.index[customer] for customer in known]))
+            rows = self.lookup.rows.take(pa.array([self.lookup.index[name] for name in dict.fromkeys(known)]))
             answers |= {answer["customer_id"]: answer for answer in self.decide(rows)}
         if histories:
             answers |= self._from_histories(histories, snapshot)
-        return [answers.get(customer.customer_id) or self._not_scored(customer) for customer in customers]
+        found = [answers.get(name) or self._not_scored(one) for name, one in zip(names, customers, strict=True)]
+        return [{**one, "pseudonym": name, "customer_id": c.customer_id} for one, name, c in zip(found, names, customers, strict=True)]
 
-    def _split(self, customers: list[CustomerRequest]) -> tuple[list[str], list[CustomerRequest]]:
-        index = self.lookup.index if self.lookup else {}
-        known = list(dict.fromkeys(c.customer_id for c in customers if c.orders is None and c.customer_id in index))
-        return known, [customer for customer in customers if customer.orders is not None]
+    def _pseudonym(self, customer_id: str) -> str:
+        """The pseudonym of an id; a pseudonym of the table stands for itself."""
+        return customer_id if self.lookup and customer_id in self.lookup.index else self.pseudonyms(customer_id)
 
     def _not_scored(self, customer: CustomerRequest) -> dict[str, Any]:
         if customer.orders is None:
@@ -130,7 +143,7 @@ class Engine:
         detail = f"no counting order known at the snapshot within the look-back of {self.manifest.lookback_days:g} days"
         return {"status": "not_eligible", "customer_id": customer.customer_id, "detail": detail}
 
-    def _from_histories(self, customers: list[CustomerRequest], snapshot: datetime | None) -> dict[str, dict[str, Any]]:
+    def _from_histories(self, customers: dict[str, CustomerRequest], snapshot: datetime | None) -> dict[str, dict[str, Any]]:
         moment = _local(snapshot or datetime.now(UTC), self.zone)
         rows = self.features(canonical(customers, self.manifest, self.zone), moment)
         return {} if rows is None or not rows.num_rows else {answer["customer_id"]: answer for answer in self.decide(rows)}
@@ -150,19 +163,20 @@ class Engine:
         return connection
 
 
-def canonical(customers: Iterable[CustomerRequest], manifest: Manifest, zone: ZoneInfo) -> dict[str, pa.Table]:
-    """Canonical tables of raw histories: what `sources.load` would have made of them."""
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in manifest.tables}
-    for customer in customers:
-        for order in customer.orders or []:
-            key = f"{customer.customer_id}\x1f{order.order_id}"  # ids of two customers may collide
-            rows["orders"].append({**_plain(order, zone), "order_id": key, "customer_id": customer.customer_id})
-            if "order_lines" in rows:
-                rows["order_lines"] += [{**_plain(line, zone), "order_id": key} for line in order.lines]
-        if "returns" in rows:
-            rows["returns"] += [{**_plain(given, zone), "customer_id": customer.customer_id} for given in customer.returns]
+def canonical(customers: Mapping[str, CustomerRequest], manifest: Manifest, zone: ZoneInfo) -> dict[str, pa.Table]:
+    """Canonical tables of raw histories by pseudonym: what `sources.load` would have made of them."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in manifest.tables if name != "identities"}
+    for name, customer in customers.items():
+        for source in rows.keys() - {"order_lines", "customers"}:
+            for given in getattr(customer, source) or []:
+                row = {**_plain(given, zone), "customer_id": name}
+                if "order_id" in row:
+                    row["order_id"] = f"{name}\x1f{row['order_id']}"  # ids of two customers may collide
+                rows[source].append(row)
+                if source == "orders" and "order_lines" in rows:
+                    rows["order_lines"] += [{**_plain(line, zone), "order_id": row["order_id"]} for line in given.lines]
         if "customers" in rows and customer.attributes:
-            rows["customers"].append({**_plain(customer.attributes, zone), "customer_id": customer.customer_id})
+            rows["customers"].append({**_plain(customer.attributes, zone), "customer_id": name})
     return {name: _table(SOURCES[name], found) for name, found in rows.items()}
 
 
@@ -172,22 +186,26 @@ def _plain(value: Any, zone: ZoneInfo) -> dict[str, Any]:
 
 
 def _table(source: Source, rows: list[dict[str, Any]]) -> pa.Table:
+    names = {column.name for column in source.columns}
     columns = {}
     for column in source.columns:
         values = [row.get(column.name) for row in rows]
-        if column.name == "arrived_at":  # not given: known at once
-            values = [row[str(source.event_time)] if value is None else value for row, value in zip(rows, values, strict=True)]
+        if column.default in names:  # an arrival not given: known at once
+            values = [row.get(column.default) if value is None else value for row, value in zip(rows, values, strict=True)]
+        elif column.default != "NULL":
+            values = [_DEFAULTS[column.default] if value is None else value for value in values]
         columns[column.name] = _array(column.type, values)
     return pa.table(columns)
 
 
+_DEFAULTS: dict[str, Any] = {"0": 0, "false": False}
+
+
 def _array(kind: str, values: list[Any]) -> pa.Array:
-    if kind == TEXT:
-        return pa.array(values, pa.string())
     if kind == EXACT:
         exact = [None if value is None else Decimal(round(value * 10_000)).scaleb(-4) for value in values]
         return pa.array(exact, pa.decimal128(18, 4))
-    return pa.array(values, pa.timestamp("us"))
+    return pa.array(values, {TEXT: pa.string(), FLAG: pa.bool_(), TIME: pa.timestamp("us")}[kind])
 
 
 def _local(moment: datetime, zone: ZoneInfo) -> datetime:

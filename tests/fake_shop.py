@@ -17,6 +17,7 @@ MAPPING = """\
 name = "fake_shop"
 timezone = "Europe/Berlin"
 currency = "EUR"
+personal = false
 [churn]
 horizon_days = {horizon}
 lookback_days = inf

@@ -5,7 +5,7 @@ import re
 import subprocess
 
 from features import mapping
-from features.cli import STAGES, commands
+from features.cli import STAGES, commands, stage_of
 from features.schema import SOURCES
 from tests.conftest import ROOT
 
@@ -34,7 +34,7 @@ def test_every_command_is_in_the_readme_and_every_named_one_exists() -> None:
 def test_every_option_of_a_command_shown_exists() -> None:
     for line in re.findall(r"`(?:[A-Z_]+=\S+ )?holdfast ([^`]+)`", README):
         name, *words = line.split()
-        parameters = set(inspect.signature(commands()[name].load()).parameters)
+        parameters = set(inspect.signature(stage_of(commands()[name])).parameters)
         assert {word[2:].replace("-", "_") for word in words if word.startswith("--")} <= parameters
 
 
@@ -75,3 +75,11 @@ def test_no_file_names_a_place_of_one_machine() -> None:
     for file in tracked():
         if not file.endswith((".parquet", ".png")):
             assert "/" + "work/" not in (ROOT / file).read_text(), file
+
+
+def test_the_catalogue_of_features_is_the_one_in_the_docs() -> None:
+    from features.catalogue import entries, to_markdown
+
+    page = (ROOT / "features/FEATURES.md").read_text()
+    assert page == to_markdown(entries()), "run: holdfast features list --markdown > features/FEATURES.md"
+    assert len(entries()) >= 250

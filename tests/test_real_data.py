@@ -1,6 +1,6 @@
-"""Another real shop through a mapping file alone: CDNOW, a research data set that is not shipped.
+"""Other real shops through a mapping file alone: CDNOW and The Complete Journey, research data sets that are not shipped.
 
-It is looked for in the folder HOLDFAST_TEST_DATA, by default `shared/data` beside the checkout.
+They are looked for in the folder HOLDFAST_TEST_DATA, by default `shared/data` beside the checkout.
 """
 
 import json
@@ -19,12 +19,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def placed(name: str, folder: Path) -> Path:
+    """A mapping file with the place of the data filled in."""
+    file = folder / name
+    file.write_text((MAPPING.parent / name).read_text().replace("$HOLDFAST_TEST_DATA", str(DATA)))
+    return file
+
+
 @pytest.fixture
 def mapping(tmp_path: Path) -> Path:
-    """The mapping file with the place of the data filled in."""
-    file = tmp_path / "cdnow.toml"
-    file.write_text(MAPPING.read_text().replace("$HOLDFAST_TEST_DATA", str(DATA)))
-    return file
+    return placed("cdnow.toml", tmp_path)
 
 
 def test_the_mapping_file_is_short() -> None:
@@ -42,7 +46,24 @@ def test_cdnow_has_the_published_test_population(mapping: Path, tmp_path: Path) 
     assert rows.num_rows == 23_570
     assert rows["churned"].to_numpy().mean() == pytest.approx(0.860, abs=5e-4)
     assert (rows["recency_days"].to_numpy() <= 180).sum() == 6055
-    assert set(manifest.left_out) == {"products", "discounts", "returns"}
+    assert {"products", "discounts", "returns", "browsing", "campaigns"} <= set(manifest.left_out)
+
+
+def test_the_complete_journey_fills_campaign_and_coupon_features(tmp_path: Path) -> None:
+    file = placed("complete_journey.toml", tmp_path)
+    for stage in ("validate", "features"):
+        done = cli(tmp_path / "home", stage, "--dataset", str(file))
+        assert done.returncode == 0, done.stdout + done.stderr
+    path = Shop(file, tmp_path / "home").places.features
+    manifest = table.read_manifest(path)
+    rows = table.read(path, [manifest.test]).to_pandas()
+    assert len(manifest.names) >= 180
+    assert (rows["contacts_sent_365d"] > 0).mean() > 0.4  # 1,584 of 2,469 households took part in a campaign
+    assert (rows["coupons_total"] > 0).any()
+    assert (rows["coupons_redeemed_365d"] > 0).any()
+    assert 0 < rows["conversion_rate_365d"].mean() < 1
+    assert rows["tp_no_campaign"].mean() > 0
+    assert rows["categories_total"].max() > 10
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import yaml
 from mlflow import MlflowClient
 
 from features import table
-from features.cli import commands
+from features.cli import commands, stage_of
 from tests.conftest import HOLDFAST, ROOT, Shop, clean_environment, cli
 
 MODELS = ["recency", "logistic_rfm", "bgnbd", "lightgbm", "lstm"]
@@ -183,7 +183,7 @@ def test_mlproject_entry_points_are_the_clis_commands_with_its_defaults() -> Non
     for name, entry in project["entry_points"].items():
         command = "run" if name == "main" else name
         assert entry["command"].startswith(f"holdfast {command} ")
-        defaults = {key: str(value.default) for key, value in inspect.signature(commands()[command].load()).parameters.items()}
+        defaults = {key: str(value.default) for key, value in inspect.signature(stage_of(commands()[command])).parameters.items()}
         for key, value in entry["parameters"].items():
             assert str(value["default"]) == defaults[key]
 

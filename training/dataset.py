@@ -31,7 +31,7 @@ class TrainingData:
         manifest = table.read_manifest(path)
         assert manifest.test is not None
         split = Split(timedelta(days=manifest.horizon_days), manifest.snapshots, manifest.test)
-        rows = Rows.of(table.read(path, manifest.snapshots), manifest.names)
+        rows = Rows.of(table.read(path, manifest.snapshots), manifest.names, len(manifest.channels))
         return cls(manifest, split, rows, sha256(path))
 
     def at(self, moments: Iterable[datetime]) -> Rows:

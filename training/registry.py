@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from features.errors import InputError
-from features.sequences import CHANNELS, WEEKS
-from features.table import SEQUENCE
+from features.table import WEEKLY
 from training.models.base import Rows
 from training.models.scorer import Scorer, verify
 
@@ -116,5 +116,7 @@ def _frame(scorer: Scorer, rows: Rows) -> Any:
     few = rows.at(slice(EXAMPLE_ROWS))  # type: ignore[arg-type]
     frame = pd.DataFrame(few.x_NF, columns=list(few.names)).fillna(0.0)
     if scorer.model.name == "lstm":
-        frame[SEQUENCE] = few.weeks_NWC.reshape(len(few), WEEKS * len(CHANNELS)).astype(float).tolist()
+        flat = few.weeks_NWC.reshape(len(few), -1)
+        frame[WEEKLY[0]] = [np.flatnonzero(row).astype(np.int32) for row in flat]
+        frame[WEEKLY[1]] = [row[row != 0] for row in flat]
     return frame

@@ -8,28 +8,28 @@ import logging
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from features import table as feature_table
 from features.errors import ContractError
 from features.family import HIGHEST, LOWEST
-from features.schema import EXACT, SOURCES, Column, Source
+from features.mapping import Contracts
+from features.store import Store
 from features.table import Manifest
+from validation import rules
 
-EARLIEST = datetime(1970, 1, 2)
-POSITIVE, NOT_NEGATIVE = {"quantity"}, {"amount", "discount"}
+BLOCK, WARN = "block", "warn"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule of one contract and how many rows broke it."""
+    """One rule of one contract and how many rows broke it; a broken rule blocks or warns."""
 
     table: str
     column: str
@@ -38,6 +38,8 @@ class Finding:
     checked: int
     broken: int
     detail: str = ""
+    severity: str = BLOCK
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,13 @@ class Report:
 
     @property
     def failed(self) -> list[Finding]:
-        """The rules that were broken."""
-        return [finding for finding in self.findings if not finding.passed]
+        """The broken rules that block."""
+        return [finding for finding in self.findings if not finding.passed and finding.severity == BLOCK]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """The broken rules that only warn."""
+        return [finding for finding in self.findings if not finding.passed and finding.severity == WARN]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -60,129 +67,99 @@ class Report:
         """Raise ContractError when a rule is broken."""
         if not self.failed:
             return
-        rows = [f"{f.table}.{f.column}" if f.column else f.table for f in self.failed]
-        width = max(map(len, rows))
-        told = "\n  ".join(
-            f"{row:<{width}}  {f.rule}: {f.broken:,} of {f.checked:,}" + (f" ({f.detail})" if f.detail else "")
-            for row, f in zip(rows, self.failed, strict=True)
-        )
-        problem = f"{len(self.failed)} of {len(self.findings)} rules broken\n  {told}"
+        problem = f"{len(self.failed)} of {len(self.findings)} rules broken\n{told(self.failed)}"
         raise ContractError("contracts", problem, f"mend the data or the mapping file; see {self.data_docs}")
 
 
-def check_sources(connection: duckdb.DuckDBPyConnection, mapped: dict[str, set[str]], docs: Path) -> Report:
-    """Check every canonical table in ``connection``; ``mapped`` names its mapped columns by table."""
-    frames, suites = {}, {}
-    for name, columns in mapped.items():
-        frames[name] = _frame(connection, SOURCES[name])
-        suites[name] = _source_rules(SOURCES[name], columns)
-    return _run(frames, suites, docs)
+def told(findings: list[Finding]) -> str:
+    """Broken rules as an aligned table of counts, without any value of a customer."""
+    rows = [finding.id or f"{finding.table}.{finding.column}".rstrip(".") for finding in findings]
+    width = max(map(len, rows), default=0)
+    return "\n".join(
+        f"  {f.severity:<5}  {row:<{width}}  {f.rule}: {f.broken:,} of {f.checked:,}" + (f" ({f.detail})" if f.detail else "")
+        for row, f in zip(rows, findings, strict=True)
+    )
 
 
-def check_features(table: pa.Table, manifest: Manifest, docs: Path) -> Report:
+def check_sources(
+    connection: duckdb.DuckDBPyConnection, store: Store, mapped: dict[str, set[str]], given: Contracts, docs: Path, past: Any = None
+) -> Report:
+    """Check every canonical table in ``connection``; ``mapped`` names its mapped columns, ``past`` is the last contract's JSON."""
+    found = rules.of_sources(connection, store, mapped, given, past)
+    frames = {name: pd.DataFrame([{rule.id: rule.broken for rule in found if rule.table == name}]) for name in mapped}
+    suites = {name: [_none_broken(rule) for rule in found if rule.table == name] for name in mapped}
+    judged = {finding.column: finding.passed for finding in _run(frames, suites, docs).findings}
+    findings = [Finding(r.table, r.column, r.words, judged[r.id], r.checked, r.broken, r.detail, r.severity, r.id) for r in found]
+    return Report(findings, str(docs / "index.html"))
+
+
+def _none_broken(rule: rules.Rule) -> Any:
+    import great_expectations.expectations as gxe
+
+    severity = "critical" if rule.severity == BLOCK else "warning"
+    notes = {"notes": {"format": "string", "content": [f"rows of which it does not hold: {rule.id} {rule.words}"]}}
+    return gxe.ExpectColumnValuesToBeBetween(column=rule.id, min_value=0, max_value=0, severity=severity, meta=notes)
+
+
+def check_features(path: Path, manifest: Manifest, docs: Path) -> Report:
     """Check the feature table through its keys, a profile per feature and a profile per snapshot."""
-    profile = _feature_profile(table, manifest)
-    frames = {
-        "feature_table": table.select([*feature_table.KEYS, "lifecycle_stage", "value_segment"]).to_pandas(),
-        "feature_profile": profile,
-        "label_profile": _label_profile(table, manifest),
-    }
+    profile = _feature_profile(path, manifest)
+    frames = {"feature_table": _key_profile(path), "feature_profile": profile, "label_profile": _label_profile(path, manifest)}
     report = _run(frames, _feature_rules(len(manifest.names), len(manifest.snapshots)), docs)
     return Report([_named(finding, profile) for finding in report.findings], report.data_docs)
 
 
-def _frame(connection: duckdb.DuckDBPyConnection, source: Source) -> pd.DataFrame:
-    columns = [f'CAST("{c.name}" AS DOUBLE) AS "{c.name}"' if c.type == EXACT else f'"{c.name}"' for c in source.columns]
-    if source.parent:
-        here, (parent, key) = source.parent[0], source.parent[1].split(".")
-        columns.append(f'"{here}" IN (SELECT "{key}" FROM "{parent}") AS parent_found')
-    query = f'SELECT {", ".join(columns)} FROM "{source.name}"'
-    return connection.sql(query).to_arrow_table().to_pandas()
-
-
-def _source_rules(source: Source, mapped: set[str]) -> list[Any]:
-    import great_expectations.expectations as gxe
-
-    rules: list[Any] = [gxe.ExpectTableRowCountToBeBetween(min_value=1)]
-    for column in source.columns:
-        rules += _column_rules(column, mapped)
-    if len(source.key) == 1:
-        rules.append(gxe.ExpectColumnValuesToBeUnique(column=source.key[0]))
-    if source.parent:
-        rules.append(gxe.ExpectColumnValuesToBeInSet(column="parent_found", value_set=[True]))
-    return rules + (_time_rules(source.event_time) if source.event_time else [])
-
-
-def _column_rules(column: Column, mapped: set[str]) -> list[Any]:
-    import great_expectations.expectations as gxe
-
-    if not column.required and column.name not in mapped:
-        return []
-    if column.required:
-        rules = [gxe.ExpectColumnValuesToNotBeNull(column=column.name)]
-    else:
-        rules = [gxe.ExpectColumnProportionOfNonNullValuesToBeBetween(column=column.name, min_value=0, strict_min=True)]
-    if column.name in POSITIVE | NOT_NEGATIVE:
-        rules.append(gxe.ExpectColumnValuesToBeBetween(column=column.name, min_value=0, strict_min=column.name in POSITIVE))
-    return rules
-
-
-def _time_rules(event_time: str) -> list[Any]:
-    import great_expectations.expectations as gxe
-
-    soon = datetime.now(UTC).replace(tzinfo=None) + timedelta(hours=14)  # the zone furthest ahead of UTC
-    within = [gxe.ExpectColumnValuesToBeBetween(column=c, min_value=EARLIEST, max_value=soon) for c in (event_time, "arrived_at")]
-    not_before = gxe.ExpectColumnPairValuesAToBeGreaterThanB(
-        column_A="arrived_at", column_B=event_time, or_equal=True, ignore_row_if="either_value_is_missing"
-    )
-    return [*within, not_before]
+def _key_profile(path: Path) -> pd.DataFrame:
+    keys = ", ".join(feature_table.KEYS)
+    nulls = " OR ".join(f"{name} IS NULL" for name in (*feature_table.KEYS, "lifecycle_stage", "value_segment"))
+    query = f"""SELECT count(*) AS rows, count(*) FILTER ({nulls}) AS nulls,
+        count(*) - (SELECT count(*) FROM (SELECT DISTINCT {keys} FROM read_parquet('{path}'))) AS copies FROM read_parquet('{path}')"""
+    return duckdb.sql(query).df()
 
 
 def _feature_rules(features: int, snapshots: int) -> dict[str, list[Any]]:
     import great_expectations.expectations as gxe
 
+    labels = [
+        gxe.ExpectTableRowCountToEqual(value=snapshots),
+        gxe.ExpectColumnValuesToBeBetween(column="customers", min_value=1),
+        gxe.ExpectColumnValuesToNotBeNull(column="churn_rate"),
+        gxe.ExpectColumnValuesToBeBetween(column="churn_rate", min_value=0, max_value=1, strict_min=True, strict_max=True),
+    ]
     return {
         "feature_table": [
-            gxe.ExpectTableRowCountToBeBetween(min_value=1),
-            gxe.ExpectCompoundColumnsToBeUnique(column_list=list(feature_table.KEYS)),
-            *(gxe.ExpectColumnValuesToNotBeNull(column=c) for c in (*feature_table.KEYS, "lifecycle_stage", "value_segment")),
+            gxe.ExpectColumnValuesToBeBetween(column="rows", min_value=1),
+            *(gxe.ExpectColumnValuesToBeBetween(column=c, min_value=0, max_value=0) for c in ("nulls", "copies")),
         ],
         "feature_profile": [
             gxe.ExpectTableRowCountToEqual(value=features),
             gxe.ExpectColumnValuesToBeBetween(column="known", min_value=1),
             *(gxe.ExpectColumnValuesToBeBetween(column=c, max_value=0) for c in ("infinite", "below", "above")),
         ],
-        "label_profile": [
-            gxe.ExpectTableRowCountToEqual(value=snapshots),
-            gxe.ExpectColumnValuesToBeBetween(column="customers", min_value=1),
-            gxe.ExpectColumnValuesToNotBeNull(column="churn_rate"),
-            gxe.ExpectColumnValuesToBeBetween(column="churn_rate", min_value=0, max_value=1, strict_min=True, strict_max=True),
-        ],
+        "label_profile": labels if snapshots else labels[:1],
     }
 
 
-def _feature_profile(table: pa.Table, manifest: Manifest) -> pd.DataFrame:
-    rows = []
-    for feature in manifest.features:
-        values = table[feature.name].to_numpy()
-        low, high = LOWEST.get(feature.unit, float("-inf")), HIGHEST.get(feature.unit, float("inf"))
-        finite = values[abs(values) != float("inf")]
-        rows.append(
-            {
-                "feature": feature.name,
-                "known": int((values == values).sum()),
-                "infinite": int(values.size - finite.size),
-                "below": int((finite < low - 1e-9).sum()),
-                "above": int((finite > high + 1e-9).sum()),
-            }
-        )
-    return pd.DataFrame(rows)
+def _feature_profile(path: Path, manifest: Manifest) -> pd.DataFrame:
+    """Per feature: known, infinite and out-of-bounds values, counted row group by row group."""
+    names = manifest.names
+    low = np.array([LOWEST.get(feature.unit, -np.inf) for feature in manifest.features]) - 1e-9
+    high = np.array([HIGHEST.get(feature.unit, np.inf) for feature in manifest.features]) + 1e-9
+    counts = np.zeros((4, len(names)), dtype=np.int64)
+    for batch in pq.ParquetFile(path).iter_batches(100_000, columns=names):
+        for place, name in enumerate(names):
+            values = batch.column(name).to_numpy(zero_copy_only=False)
+            infinite = np.isinf(values)
+            broken = (values == values).sum(), infinite.sum(), (values < low[place]).sum(), ((values > high[place]) & ~infinite).sum()
+            counts[:, place] += broken
+    return pd.DataFrame({"feature": names} | dict(zip(("known", "infinite", "below", "above"), counts, strict=True)))
 
 
-def _label_profile(table: pa.Table, manifest: Manifest) -> pd.DataFrame:
-    labelled = table.filter(pc.is_in(table["snapshot"], pa.array(manifest.snapshots, pa.timestamp("us"))))
-    rates = labelled.group_by("snapshot").aggregate([("customer_id", "count"), (feature_table.LABEL, "mean")])
-    return rates.rename_columns(["snapshot", "customers", "churn_rate"]).to_pandas()
+def _label_profile(path: Path, manifest: Manifest) -> pd.DataFrame:
+    listed = ", ".join(f"TIMESTAMP '{moment}'" for moment in manifest.snapshots)
+    query = f"""SELECT snapshot, count(*) AS customers, avg({feature_table.LABEL}) AS churn_rate
+        FROM read_parquet('{path}') WHERE snapshot IN ({listed}) GROUP BY snapshot ORDER BY snapshot"""
+    return duckdb.sql(query).df() if manifest.snapshots else pd.DataFrame({"snapshot": [], "customers": [], "churn_rate": []})
 
 
 def _named(finding: Finding, profile: pd.DataFrame) -> Finding:
@@ -207,14 +184,14 @@ def _run(frames: dict[str, pd.DataFrame], suites: dict[str, list[Any]], docs: Pa
     context.add_data_docs_site("local", _site(fresh))
     source = context.data_sources.add_pandas("canonical")
     findings: list[Finding] = []
-    for name, rules in suites.items():
+    for name, expectations in suites.items():
         batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
-        suite = context.suites.add(gx.ExpectationSuite(name, expectations=rules))
+        suite = context.suites.add(gx.ExpectationSuite(name, expectations=expectations))
         definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
         counts_only = {"result_format": "BASIC", "partial_unexpected_count": 0}
         checkpoint = context.checkpoints.add(gx.Checkpoint(name=name, validation_definitions=[definition], result_format=counts_only))
         result = next(iter(checkpoint.run(batch_parameters={"dataframe": frames[name]}).run_results.values()))
-        assert len(result.results) == len(rules), "every rule must have a result"
+        assert len(result.results) == len(expectations), "every rule must have a result"
         findings += [_finding(name, one, len(frames[name])) for one in result.results]
     context.build_data_docs(site_names=["local"])
     shutil.rmtree(docs, ignore_errors=True)

@@ -100,3 +100,12 @@ def difference(metric: Metric, y: Floats, p: Floats, rival: Floats, draws: int, 
     values = [metric(y[rows], p[rows]) - metric(y[rows], rival[rows]) for rows in resamples(y.size, draws, seed)]
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return [metric(y, p) - metric(y, rival), float(low), float(high)]
+
+
+def wilson(successes: float, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927); (nan, nan) without trials."""
+    if not trials:
+        return float("nan"), float("nan")
+    p, n = successes / trials, trials
+    centre, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)

@@ -7,6 +7,7 @@ computes all of them, the label, stages and weekly sequences, so the comparison 
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ import duckdb
 
 from features import mapping, reduce, sources, table
 from features.domain import WINDOWS_DAYS
+from features.mapping import Dataset
+from features.pseudonym import of_dataset
+from features.snapshots import schedule
+from features.store import Store
 from tests.benchmarks.result import Result
+from validation import stages
 
 REPEATS = 3
 
@@ -22,15 +28,14 @@ REPEATS = 3
 def run() -> Iterator[Result]:
     """All feature benchmarks."""
     with tempfile.TemporaryDirectory() as folder:
-        database = Path(folder) / "sources.duckdb"
+        file = Path(folder) / "sources.json"
         dataset = mapping.read()
-        sources.load(dataset, database)
-        with sources.opened(database) as connection:
-            manifest = _manifest(dataset, connection)
+        store = sources.load(dataset, file, of_dataset(dataset))
+        with store.connect(file) as connection:
+            manifest = _manifest(dataset, store, connection)
             moments = list(manifest.snapshots)
-            ours = _best(
-                lambda: [table.fold(b, moments, manifest) for b in reduce.batches(connection, reduce.profile_sql(manifest.tables))]
-            )
+            sql = reduce.profile_sql(manifest.tables, moments)
+            ours = _best(lambda: [rows for b in reduce.batches(connection, sql) for rows in table.fold(b, moments, manifest)])
             wide = _best(lambda: [connection.sql(_wide(moment)).to_arrow_table() for moment in moments])
             frames = connection.sql(_LINES).df()
             pandas = _best(lambda: [_pandas(frames, moment) for moment in moments], 1)
@@ -39,24 +44,22 @@ def run() -> Iterator[Result]:
             yield from _one_customer(connection, manifest)
 
 
-def _manifest(dataset: Any, connection: duckdb.DuckDBPyConnection) -> Any:
-    from features.snapshots import schedule
-
+def _manifest(dataset: Dataset, store: Store, connection: duckdb.DuckDBPyConnection) -> table.Manifest:
     first, last = connection.sql("SELECT min(ordered_at), max(ordered_at) FROM orders").fetchall()[0]
     split, latest = schedule(dataset, first, last)
-    present = sources.present(connection, dataset)
-    return table.Manifest("bench", "UTC", "GBP", 90, 1e9, 5000.0, present, "x", split.labelled, split.test, latest)
+    return replace(stages._manifest(dataset, store), snapshots=split.labelled, test=split.test, latest=latest)
 
 
-def _one_customer(connection: duckdb.DuckDBPyConnection, manifest: Any) -> Iterator[Result]:
+def _one_customer(connection: duckdb.DuckDBPyConnection, manifest: table.Manifest) -> Iterator[Result]:
     query = "SELECT customer_id FROM orders GROUP BY 1 ORDER BY abs(count(*) - 12), 1 LIMIT 1"
     customer = connection.sql(query).fetchall()[0][0]
+    assert manifest.test is not None
     one = duckdb.connect(config={"threads": 1})
     for name in manifest.tables:
         key = "order_id IN (SELECT order_id FROM orders WHERE customer_id = ?)" if name == "order_lines" else "customer_id = ?"
         one.register(name, connection.execute(f"SELECT * FROM {name} WHERE {key}", [customer]).to_arrow_table())
-    sql = reduce.profile_sql(manifest.tables)
-    ours = _best(lambda: [table.fold(b, [manifest.test], manifest) for b in reduce.batches(one, sql)], 30) * 1000
+    sql = reduce.at_moment(reduce.profile_sql(manifest.tables), manifest.test)
+    ours = _best(lambda: [list(table.fold(b, [manifest.test], manifest)) for b in reduce.batches(one, sql)], 30) * 1000
     wide = _best(lambda: one.sql(_wide(manifest.test)).to_arrow_table(), 30) * 1000
     yield Result("features.one_customer", ours, "ms", "wide SQL in DuckDB, 36 features", wide)
 

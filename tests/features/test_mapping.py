@@ -7,7 +7,8 @@ import pytest
 
 from features import mapping
 from features.errors import InputError
-from features.mapping import TEMPLATE
+from features.mapping import template
+from features.schema import SOURCES
 
 GOOD = """
 name = "shop"
@@ -35,14 +36,14 @@ def test_a_short_file_gets_the_domain_defaults(tmp_path: Path) -> None:
 
 
 def test_the_template_of_init_is_a_valid_mapping_file(tmp_path: Path) -> None:
-    assert read(tmp_path, TEMPLATE).name == "my_shop"
+    assert read(tmp_path, template(Path("x.toml"))).name == "my_shop"
 
 
 def test_the_template_stays_valid_with_every_example_switched_on(tmp_path: Path) -> None:
-    lines = [re.sub(r"^# (\[|\w+ *= )", r"\1", line) for line in TEMPLATE.splitlines()]
-    text = "\n".join(line for line in lines if not line.startswith("model_name"))
-    found = read(tmp_path, text)
-    assert set(found.tables) == {"orders", "order_lines", "returns", "customers"}
+    lines = [re.sub(r'^# (\[|"|\w+ *= )', r"\1", line) for line in template(Path("x.toml")).splitlines()]
+    found = read(tmp_path, "\n".join(lines))
+    assert set(found.tables) == set(SOURCES)
+    assert all(set(table.columns) == {column.name for column in SOURCES[name].columns} for name, table in found.tables.items())
 
 
 @pytest.mark.parametrize(

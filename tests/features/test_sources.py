@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features import mapping, sources
+from features import mapping, sources, store
 from features.errors import InputError
+from features.pseudonym import Pseudonyms
 
+PSEUDONYMS = Pseudonyms(b"")
 ROWS = [("a", "c1", "2024-01-01 10:00:00"), ("b", "c2", "2024-02-01 11:30:00")]
 HEAD = 'name = "shop"\ntimezone = "Europe/Berlin"\ncurrency = "EUR"\n[tables.orders]\n'
 COLUMNS = '[tables.orders.columns]\norder_id = "id"\ncustomer_id = "who"\nordered_at = "at"\n'
@@ -20,10 +22,9 @@ COLUMNS = '[tables.orders.columns]\norder_id = "id"\ncustomer_id = "who"\nordere
 def load(folder: Path, place: str, columns: str = COLUMNS) -> list[tuple[object, ...]]:
     file = folder / "shop.toml"
     file.write_text(HEAD + place + columns)
-    database = folder / "out.duckdb"
-    database.unlink(missing_ok=True)
-    sources.load(mapping.read(file), database)
-    with sources.opened(database) as connection:
+    place = folder / "sources.json"
+    sources.load(mapping.read(file), place, PSEUDONYMS).write(place)
+    with store.opened(place) as connection:
         return connection.sql("SELECT order_id, customer_id, ordered_at, arrived_at FROM orders ORDER BY 1").fetchall()
 
 
@@ -32,8 +33,8 @@ def csv(folder: Path, name: str = "orders.csv", rows: list[tuple[str, ...]] = RO
 
 
 EXPECTED = [
-    ("a", "c1", datetime(2024, 1, 1, 10), datetime(2024, 1, 1, 10)),
-    ("b", "c2", datetime(2024, 2, 1, 11, 30), datetime(2024, 2, 1, 11, 30)),
+    ("a", PSEUDONYMS("c1"), datetime(2024, 1, 1, 10), datetime(2024, 1, 1, 10)),
+    ("b", PSEUDONYMS("c2"), datetime(2024, 2, 1, 11, 30), datetime(2024, 2, 1, 11, 30)),
 ]
 
 
@@ -99,6 +100,5 @@ def test_the_fingerprint_is_the_same_for_rows_in_any_order(tmp_path: Path) -> No
     for rows in (ROWS, ROWS[::-1]):
         csv(tmp_path, rows=rows)
         (tmp_path / "shop.toml").write_text(HEAD + 'path = "orders.csv"\n' + COLUMNS)
-        (tmp_path / "out.duckdb").unlink(missing_ok=True)
-        prints.append(sources.load(mapping.read(tmp_path / "shop.toml"), tmp_path / "out.duckdb").fingerprint)
+        prints.append(sources.load(mapping.read(tmp_path / "shop.toml"), tmp_path / "sources.json", PSEUDONYMS).fingerprint)
     assert prints[0] == prints[1]

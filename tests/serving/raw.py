@@ -4,22 +4,32 @@ from typing import Any
 
 import duckdb
 
+from features.schema import SOURCES
+
 
 def histories(connection: duckdb.DuckDBPyConnection, customers: list[str]) -> list[dict[str, Any]]:
     """The JSON bodies of some customers: everything the canonical tables hold of them."""
-    present = {row[0] for row in connection.sql("SELECT table_name FROM duckdb_tables()").fetchall()}
-    found = {customer: {"customer_id": customer, "orders": [], "returns": []} for customer in customers}
+    there = {row[0] for row in connection.sql("SHOW TABLES").fetchall()}
+    found: dict[str, dict[str, Any]] = {customer: {"customer_id": customer, "orders": []} for customer in customers}
     orders: dict[str, dict[str, Any]] = {}
-    for row in _rows(connection, "orders", "customer_id", customers):
-        owner = row.pop("customer_id")
-        orders[row["order_id"]] = row | {"lines": []}
-        found[owner]["orders"].append(orders[row["order_id"]])
-    for row in _rows(connection, "order_lines", "order_id", list(orders)):
-        orders[row.pop("order_id")]["lines"].append(row)
-    for name, key in (("returns", "returns"), ("customers", "attributes")):
-        for row in _rows(connection, name, "customer_id", customers) if name in present else []:
-            owner = found[row.pop("customer_id")]
-            owner.update({key: row}) if key == "attributes" else owner["returns"].append(row)
+    owner_of: dict[str, str] = {}
+    for name, source in SOURCES.items():
+        columns = {column.name for column in source.columns}
+        if name not in there or name == "identities":
+            continue
+        by_customer = "customer_id" in columns
+        for row in _rows(connection, name, "customer_id" if by_customer else "order_id", customers if by_customer else list(orders)):
+            owner = row.pop("customer_id") if by_customer else owner_of[row["order_id"]]
+            if name == "orders":
+                owner_of[row["order_id"]] = owner
+                orders[row["order_id"]] = row | {"lines": []}
+                row = orders[row["order_id"]]
+            if name == "order_lines":
+                orders[row.pop("order_id")]["lines"].append(row)
+            elif name == "customers":
+                found[owner]["attributes"] = row
+            else:
+                found[owner].setdefault(name, []).append(row)
     return list(found.values())
 
 
@@ -31,4 +41,4 @@ def _rows(connection: duckdb.DuckDBPyConnection, table: str, key: str, values: l
 def _json(value: Any) -> Any:
     if hasattr(value, "isoformat"):
         return value.isoformat()
-    return value if isinstance(value, str) else float(value)
+    return value if isinstance(value, str | bool) else float(value)

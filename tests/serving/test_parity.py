@@ -55,9 +55,9 @@ def test_raw_history_through_http_equals_the_batch(client: httpx.Client, package
     rows = table.read(sample_features.places.features, [moment])
     chosen = np.random.default_rng(11).choice(rows.num_rows, CUSTOMERS, replace=False)
     expected = {answer["customer_id"]: answer for answer in engine.decide(rows.take(chosen))}
-    from features import sources
+    from features import store
 
-    with sources.opened(sample_features.places.sources) as connection:
+    with store.opened(sample_features.places.sources) as connection:
         bodies = histories(connection, list(expected))
     found = []
     for start in range(0, CUSTOMERS, 50):

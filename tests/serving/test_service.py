@@ -7,7 +7,7 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from features import sources, table
+from features import store, table
 from tests.conftest import Shop, cli
 from tests.serving.raw import histories
 
@@ -42,7 +42,7 @@ def test_an_id_gets_the_batchs_score_and_a_whole_decision(client: httpx.Client, 
 def test_a_raw_history_gets_the_batchs_score(client: httpx.Client, fake_run: Shop, batch: dict[str, dict[str, object]]) -> None:
     latest = table.read_manifest(fake_run.places.features).latest
     assert latest is not None
-    with sources.opened(fake_run.places.sources) as connection:
+    with store.opened(fake_run.places.sources) as connection:
         bodies = histories(connection, list(batch))
     for result in score(client, bodies, snapshot=latest.isoformat()):
         expected = batch[str(result["customer_id"])]

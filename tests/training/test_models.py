@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.sequences import CHANNELS, WEEKS
+from features.sequences import WEEKS
 from training.models.base import Candidate, Rows, level_free_log_loss, level_shift, logit, sigmoid
 from training.models.bgnbd import BgNbd
 from training.models.calibration import DRIFT_SD, LEVEL_SD, Calibration
@@ -17,6 +17,7 @@ from training.models.lstm import LSTM
 from training.models.recency import Recency
 from validation.metrics import auc
 
+CHANNELS = 5
 NAMES = ("recency_days", "frequency_orders", "monetary_net", "active_days", "tenure_days")
 PARAMS = {
     "lightgbm": {"learning_rate": 0.1, "num_leaves": 7, "min_data_in_leaf": 20, "rounds": 30},
@@ -30,7 +31,7 @@ def rows(n: int = 1500, seed: int = 3) -> Rows:
     tenure = rng.uniform(100, 700, n)
     recency = rng.uniform(0, 1, n) * tenure
     frequency = 1 + rng.poisson(3, n).astype(float)
-    weeks = (rng.random((n, WEEKS, len(CHANNELS))) < 0.1).astype(np.float32)
+    weeks = (rng.random((n, WEEKS, CHANNELS)) < 0.1).astype(np.float32)
     z = (recency - 150) / 80 - 0.3 * frequency - 0.8 * weeks[:, -8:, 0].sum(axis=1)
     y = (rng.random(n) < sigmoid(z)).astype(float)
     x = np.column_stack([recency, frequency, frequency * 20, frequency, tenure])
@@ -122,7 +123,7 @@ def bgnbd_world(n: int, horizon: float, seed: int = 8) -> tuple[Rows, np.ndarray
             if rng.random() < leaves[i]:
                 break
     columns = np.column_stack([T - t_x, x + 1, x, x + 1, T])
-    return Rows(NAMES, columns, np.zeros((n, WEEKS, len(CHANNELS)), np.float32), silent, np.full(n, np.datetime64("2024-01-01"))), silent
+    return Rows(NAMES, columns, np.zeros((n, WEEKS, CHANNELS), np.float32), silent, np.full(n, np.datetime64("2024-01-01"))), silent
 
 
 def test_bgnbd_is_calibrated_in_its_own_world() -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.sequences import CHANNELS, WEEKS
-from features.table import KEYS, LABEL, SEQUENCE
+from features import sequences
+from features.table import KEYS, LABEL, WEEKLY
 
 Floats = npt.NDArray[np.float64]
 Report = Callable[[int, float], None]
@@ -37,14 +37,14 @@ class Rows:
     snapshot: npt.NDArray[np.datetime64]
 
     @classmethod
-    def of(cls, table: pa.Table, names: list[str]) -> "Rows":
-        """Arrays of a feature table."""
+    def of(cls, table: pa.Table, names: list[str], channels: int) -> "Rows":
+        """Arrays of a feature table whose weekly sequences have so many channels."""
         n = table.num_rows
         x_NF = np.column_stack([table[name].to_numpy() for name in names]) if n else np.empty((0, len(names)))
-        weeks = table[SEQUENCE].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        weeks_NWC = sequences.dense(table[WEEKLY[0]].combine_chunks(), table[WEEKLY[1]].combine_chunks(), channels)
         y = table[LABEL].to_numpy() if LABEL in table.column_names else np.full(n, np.nan)
         snapshot = table[KEYS[1]].to_numpy() if KEYS[1] in table.column_names else np.full(n, np.datetime64("NaT"))
-        return cls(tuple(names), x_NF, weeks.astype(np.float32).reshape(n, WEEKS, len(CHANNELS)), y, snapshot)
+        return cls(tuple(names), x_NF, weeks_NWC, y, snapshot)
 
     def __len__(self) -> int:
         return len(self.y)

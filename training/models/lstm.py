@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from features.sequences import CHANNELS
 from training.models.base import Candidate, Floats, Report, Rows, level_free_log_loss, logit
 from training.models.scaling import Scaler
 
@@ -24,9 +23,9 @@ CLIP_NORM = 1.0
 class Network(nn.Module):
     """LSTM's last state and the scaled static features -> one logit."""
 
-    def __init__(self, static: int, hidden: int, dropout: float) -> None:
+    def __init__(self, channels: int, static: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(len(CHANNELS), hidden, batch_first=True)
+        self.lstm = nn.LSTM(channels, hidden, batch_first=True)
         self.static = nn.Sequential(nn.Linear(static, hidden), nn.ReLU(), nn.Dropout(dropout))
         self.head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, 1))
 
@@ -64,7 +63,7 @@ class LSTM(Candidate):
         torch.set_num_threads(1)
         torch.manual_seed(seed)
         scaler = Scaler.fit(train.x_NF)
-        shape = {"static": len(train.names), "hidden": params["hidden"], "dropout": params["dropout"]}
+        shape = {"channels": train.weeks_NWC.shape[2], "static": len(train.names), "hidden": params["hidden"], "dropout": params["dropout"]}
         model = cls(Network(**shape), scaler, shape, 0)
         model._train(params, train, seed, valid, report)
         model.network.eval()

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from features.sequences import CHANNELS, WEEKS
-from features.table import SEQUENCE
+from features.table import WEEKLY
 from training.models.base import Floats, Rows
 from training.models.scorer import Scorer
 
@@ -20,13 +19,12 @@ class Predictor:
 
     def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Floats:
         """Churn probability of each row, shape (n,)."""
-        names = self.scorer.manifest.names
-        table = pa.table({name: pa.array(frame[name].to_numpy(dtype=np.float64)) for name in names})
-        weeks = np.zeros((len(frame), WEEKS * len(CHANNELS)), np.float32)
-        if SEQUENCE in frame:
-            weeks = np.stack([np.asarray(row, np.float32) for row in frame[SEQUENCE]])
-        flat = pa.FixedSizeListArray.from_arrays(pa.array(weeks.ravel()), weeks.shape[1])
-        return self.scorer.predict(Rows.of(table.append_column(SEQUENCE, flat), names))
+        manifest = self.scorer.manifest
+        columns = {name: pa.array(frame[name].to_numpy(dtype=np.float64)) for name in manifest.names}
+        for name, kind in zip(WEEKLY, (pa.int32(), pa.float32()), strict=True):
+            lists = [list(row) for row in frame[name]] if name in frame else [[] for _ in range(len(frame))]
+            columns[name] = pa.array(lists, pa.list_(kind))
+        return self.scorer.predict(Rows.of(pa.table(columns), manifest.names, len(manifest.channels)))
 
 
 def _load_pyfunc(path: str) -> Predictor:

@@ -1,0 +1,104 @@
+"""Membership level, loyalty points, consents and registration."""
+
+import numpy as np
+
+from features.family import Family, Feature, in_windows
+from features.history import Floats, History, ratio
+
+DAYS = (90, 365)
+
+
+def fold_membership(h: History) -> dict[str, Floats]:
+    """The level in force, since when, and whether it rose or fell."""
+    changes = h.events["membership"]
+    level = changes.measures["level"]
+    before = np.where(changes.follows(), level - np.roll(level, 1), 0.0)
+    return {
+        "member_level": np.nan_to_num(changes.last(level)),
+        "member_level_days": changes.min(changes.age_days),
+        "member_level_change": np.nan_to_num(changes.last(before)),
+    }
+
+
+def fold_points(h: History) -> dict[str, Floats]:
+    """Points earned and spent."""
+    days = h.events["points"]
+    earned, spent = days.sum("earned"), days.sum("spent")
+    spending = days.where(days.measures["spent"] > 0)
+    return {
+        "points_balance": earned - spent,
+        "points_spent_share": ratio(spent, earned),
+        "points_recency_days": days.min(days.age_days),
+        "points_spent_recency_days": spending.min(spending.age_days),
+        **in_windows("points_earned", days.windowed("earned"), DAYS),
+        **in_windows("points_spent", days.windowed("spent"), DAYS),
+    }
+
+
+def fold_consents(h: History) -> dict[str, Floats]:
+    """Consents in force by purpose and channel, and withdrawals."""
+    consents = h.events["consent"]
+    ordered = consents.where(np.lexsort((consents.at, consents.key, consents.customer)))
+    latest = ordered.where(ordered.last_of_key())
+    withdrawn = consents.where(consents.measures["granted"] == 0)
+    return {
+        "consents_granted": latest.sum("granted"),
+        "consents_withdrawn": latest.count() - latest.sum("granted"),
+        "withdrawal_recency_days": withdrawn.min(withdrawn.age_days),
+    }
+
+
+def fold_registration(h: History) -> dict[str, Floats]:
+    """Time since registration, and from there to the first order (0: ordered before)."""
+    known = h.events["customer"]
+    registered = known.max(known.age_days)
+    return {
+        "registered_days": registered,
+        "days_to_first_order": np.maximum(registered - h.orders.max(h.orders.age_days), 0.0),
+    }
+
+
+MEMBERSHIP = Family(
+    "membership",
+    (
+        Feature("member_level", "code", "membership level in force (0: none)", "is a member of level {value}"),
+        Feature("member_level_days", "days", "days at the present level", "has been at this level for {value} days"),
+        Feature("member_level_change", "difference", "last change of level", "last changed by {value} levels"),
+    ),
+    fold_membership,
+    needs=("memberships",),
+)
+POINTS = Family(
+    "points",
+    (
+        Feature("points_balance", "points", "points held", "holds {value} points"),
+        Feature("points_spent_share", "ratio", "points spent over earned", "spends {value} of 1 points", 2),
+        Feature("points_recency_days", "days", "days since points were booked", "last earned or spent points {value} days ago"),
+        Feature("points_spent_recency_days", "days", "days since points were spent", "last spent points {value} days ago"),
+        Feature("points_earned_90d", "count", "points earned in the last 90 days", "earned {value} points in 90 days"),
+        Feature("points_earned_365d", "count", "points earned in the last 365 days", "earned {value} points in 365 days"),
+        Feature("points_spent_90d", "count", "points spent in the last 90 days", "spent {value} points in 90 days"),
+        Feature("points_spent_365d", "count", "points spent in the last 365 days", "spent {value} points in 365 days"),
+    ),
+    fold_points,
+    needs=("points",),
+)
+CONSENTS = Family(
+    "consents",
+    (
+        Feature("consents_granted", "count", "consents in force", "has given {value} consents"),
+        Feature("consents_withdrawn", "count", "consents withdrawn", "has withdrawn {value} consents"),
+        Feature("withdrawal_recency_days", "days", "days since a consent was withdrawn", "withdrew a consent {value} days ago"),
+    ),
+    fold_consents,
+    needs=("consents",),
+)
+REGISTRATION = Family(
+    "registration",
+    (
+        Feature("registered_days", "days", "days since registration", "registered {value} days ago"),
+        Feature("days_to_first_order", "days", "days from registration to the first order", "first ordered {value} days after registering"),
+    ),
+    fold_registration,
+    needs=("customers",),
+)
