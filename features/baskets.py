@@ -1,13 +1,14 @@
 """What an order looks like: value, size, price level."""
 
+from features.events import Floats, ratio
 from features.family import Family, Feature
-from features.history import Floats, History, ratio
+from features.history import History
 
 
 def fold(h: History) -> dict[str, Floats]:
     """Order values, basket sizes and price level."""
     orders = h.orders
-    value, mean = orders.measures["spend"], orders.mean("spend")
+    value, mean = orders["spend"], orders.mean("spend")
     newest = orders.from_end() < 3
     last_3 = orders.where(newest).mean("spend")
     return {
@@ -19,7 +20,7 @@ def fold(h: History) -> dict[str, Floats]:
         "order_value_last_3_over_mean": ratio(last_3, mean),
         "order_units_mean": orders.mean("units"),
         "order_lines_mean": orders.mean("lines"),
-        "order_lines_last": orders.last(orders.measures["lines"]),
+        "order_lines_last": orders.last(orders["lines"]),
         "unit_price_mean": ratio(orders.sum("spend"), orders.sum("units")),
         "order_value_median": orders.median(value),
         "order_value_min": orders.min(value),

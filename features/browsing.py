@@ -1,8 +1,9 @@
 """What people look at: visits, views, searches, time on site."""
 
 from features.domain import WINDOWS_DAYS
+from features.events import Floats, ratio
 from features.family import Family, Feature, by_window, in_windows, needing
-from features.history import Floats, History, ratio
+from features.history import History
 
 FEW_DAYS = (30, 90)
 SESSIONS = ("events.session_id",)

@@ -5,28 +5,30 @@ from collections.abc import Iterator
 import numpy as np
 
 from features.domain import WINDOWS_DAYS
+from features.events import Floats, filled, ratio
 from features.family import Family, Feature, by_window, in_windows, needing
-from features.history import Events, Floats, History, ratio
+from features.history import History
+from features.schema import CONTACT_CHANNELS
 
 DAYS = (30, 90, 365)
 STATES = {"delivered": "delivered_at", "opened": "opened_at", "clicked": "clicked_at", "converted": "converted_at"}
-CHANNELS = ("push", "e_mail", "sms", "wechat", "call")
+CHANNELS = tuple(channel.replace("-", "_") for channel in CONTACT_CHANNELS)
 CHANNEL = ("contacts.channel",)
 
 
 def fold(h: History) -> dict[str, Floats]:
     """Contacts and responses over windows, rates, recency and contacts ignored since the last response."""
-    days = h.contacts
-    sums = {measure: days.windowed(measure) for measure in ("sent", *STATES)}
+    sent = h.contacts
+    events = {"sent": sent} | {state: h.events[state] for state in STATES}
+    sums = {measure: found.windowed() for measure, found in events.items()}
     last_90, last_year = WINDOWS_DAYS.index(90), WINDOWS_DAYS.index(365)
     found: dict[str, Floats] = {}
     for measure in sums:
         found |= in_windows(f"contacts_{measure}", sums[measure], DAYS)
-    recency = {measure: _recency(days, measure) for measure in sums}
+    recency = {measure: found.min(found.age_days) for measure, found in events.items()}
     response = np.fmin(recency["opened"], recency["clicked"])
-    since = np.where(np.isnan(response), np.inf, response)[days.customer]
-    unanswered = days.where(days.age_days < since)
-    recent = days.within(90)
+    since = np.where(np.isnan(response), np.inf, response)[sent.customer]
+    recent, year = sent.within(90), sent.within(365)
     return found | {
         "open_rate_90d": ratio(sums["opened"][:, last_90], sums["sent"][:, last_90]),
         "click_rate_90d": ratio(sums["clicked"][:, last_90], sums["sent"][:, last_90]),
@@ -35,16 +37,11 @@ def fold(h: History) -> dict[str, Floats]:
         "open_recency_days": recency["opened"],
         "click_recency_days": recency["clicked"],
         "conversion_recency_days": recency["converted"],
-        "contacts_ignored": unanswered.sum("sent"),
-        "contact_cost_365d": days.windowed(np.nan_to_num(days.measures["cost"]))[:, last_year],
-        "contact_tier_max_90d": np.nan_to_num(recent.max(np.nan_to_num(recent.measures["tier"]))),
-        **{f"{channel}_sent_90d": days.windowed(np.nan_to_num(days.measures[channel]))[:, last_90] for channel in CHANNELS},
+        "contacts_ignored": sent.where(sent.age_days < since).count(),
+        "contact_cost_365d": year.sum(filled(year["cost"])),
+        "contact_tier_max_90d": filled(recent.max(filled(recent["tier"]))),
+        **{f"{name}_sent_90d": recent.where(recent["channel"] == code).count() for code, name in enumerate(CHANNELS)},
     }
-
-
-def _recency(days: Events, measure: str) -> Floats:
-    some = days.where(days.measures[measure] > 0)
-    return some.min(some.age_days)
 
 
 def _features() -> Iterator[Feature]:

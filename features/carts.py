@@ -3,8 +3,9 @@
 import numpy as np
 
 from features.domain import WINDOWS_DAYS
+from features.events import Floats, ratio
 from features.family import Family, Feature, by_window, in_windows
-from features.history import Floats, History, ratio
+from features.history import History
 
 FEW_DAYS = (30, 90)
 _DAY_S = 86_400
@@ -34,8 +35,8 @@ def fold(h: History) -> dict[str, Floats]:
 
 def cart_age_days(h: History) -> Floats:
     """Days since the last addition to the cart after which nothing was ordered; NaN without one."""
-    adding = h.browse.where(~np.isnan(h.browse.measures["last_add"]))
-    last_add = adding.max(adding.measures["last_add"])
+    adding = h.browse.where(~np.isnan(h.browse["last_add"]))
+    last_add = adding.max(adding["last_add"])
     last_order = h.orders.max(h.orders.at / 1e6)
     now = np.datetime64(h.snapshot, "us").astype(np.int64) / 1e6
     with np.errstate(invalid="ignore"):

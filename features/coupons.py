@@ -3,8 +3,9 @@
 import numpy as np
 
 from features.domain import PRICE_SENSITIVE_COUPONS_30D
+from features.events import Floats, filled, ratio
 from features.family import Family, Feature, by_window, in_windows
-from features.history import Floats, History, ratio
+from features.history import History
 
 DAYS = (30, 90, 365)
 REDEEMED, EXPIRES, VALUE = ("coupons.redeemed_at",), ("coupons.expires_at",), ("coupons.value",)
@@ -13,8 +14,8 @@ REDEEMED, EXPIRES, VALUE = ("coupons.redeemed_at",), ("coupons.expires_at",), ("
 def fold(h: History) -> dict[str, Floats]:
     """Claims over windows, redemption, expiry, and who claims five or more a month [P 3.2]."""
     coupons = h.events["coupon"]
-    done, due = coupons.measures["done_age_days"], coupons.measures["due_age_days"]
-    used, lapsed = ~np.isnan(done), np.nan_to_num(due, nan=-1.0) > 0
+    done, due = coupons["done_age_days"], coupons["due_age_days"]
+    used, lapsed = ~np.isnan(done), filled(due, -1.0) > 0
     redeemed = coupons.where(used)
     days_ago = done[used]
     claimed = coupons.windowed()
@@ -25,8 +26,8 @@ def fold(h: History) -> dict[str, Floats]:
         "coupon_redemption_share": ratio(redeemed.count(), coupons.count()),
         "coupons_expired": coupons.where(~used & lapsed).count(),
         "coupons_open": coupons.where(~used & ~lapsed).count(),
-        "coupon_value_redeemed": redeemed.sum("value"),
-        "coupon_value_mean": coupons.mean("value"),
+        "coupon_value_redeemed": redeemed.sum(filled(redeemed["value"])),
+        "coupon_value_mean": coupons.mean(filled(coupons["value"])),
         "coupon_recency_days": coupons.min(coupons.age_days),
         "redemption_recency_days": redeemed.min(days_ago),
         "coupon_days_to_redeem": redeemed.mean(np.maximum(redeemed.age_days - days_ago, 0.0)),

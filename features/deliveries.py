@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from features.events import Floats, filled, ratio
 from features.family import Family, Feature
-from features.history import Floats, History, ratio
+from features.history import History
 
 DELIVERED = ("deliveries.delivered_at",)
 
@@ -11,11 +12,11 @@ DELIVERED = ("deliveries.delivered_at",)
 def fold(h: History) -> dict[str, Floats]:
     """Delay is delivery time less promised time (below 0: early); an overdue one still on its way is late too."""
     sent = h.events["delivery"]
-    done, due = sent.measures["done_age_days"], sent.measures["due_age_days"]
+    done, due = sent["done_age_days"], sent["due_age_days"]
     there = ~np.isnan(done)
     arrived = sent.where(there)
     delay = due[there] - done[there]
-    late = np.where(there, due > np.nan_to_num(done), due > 0)
+    late = np.where(there, due > filled(done), due > 0)
     overdue, lates = sent.where(~there & (due > 0)), sent.where(late)
     return {
         "deliveries_total": sent.count(),
@@ -27,7 +28,7 @@ def fold(h: History) -> dict[str, Floats]:
         "delivery_delay_last_days": arrived.last(delay),
         "delivery_delay_max_days": arrived.max(delay),
         "delivery_days_mean": arrived.mean(np.maximum(arrived.age_days - done[there], 0.0)),
-        "delivery_last_late": np.nan_to_num(sent.last(late.astype(np.float64))),
+        "delivery_last_late": filled(sent.last(late.astype(np.float64))),
         "deliveries_overdue": overdue.count(),
         "delivery_late_recency_days": lates.min(lates.age_days),
     }

@@ -1,13 +1,14 @@
 """How much of the list value discounts and coupons take off."""
 
+from features.events import Events, Floats, ratio
 from features.family import Family, Feature
-from features.history import Events, Floats, History, ratio
+from features.history import History
 
 
 def fold(h: History) -> dict[str, Floats]:
     """Share of the list value taken off, in all and lately, and share of orders with a discount."""
     recent = h.orders.within(90)
-    discounted = h.orders.where(h.orders.measures["discount"] > 0)
+    discounted = h.orders.where(h.orders["discount"] > 0)
     return {
         "discount_share": _share(h.orders),
         "discount_90d_share": _share(recent),

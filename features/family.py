@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from features.domain import WINDOWS_DAYS
-from features.history import Floats, History
+from features.events import Floats
+from features.history import History
 
 LOWEST = {"days": 0.0, "count": 0.0, "share": 0.0, "ratio": 0.0, "score": 0.0, "flag": 0.0, "code": 0.0}
 """Smallest possible value by unit; currency and z-scores have none."""

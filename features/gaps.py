@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from features.events import Floats, ratio
 from features.family import Family, Feature
-from features.history import Floats, History, ratio
+from features.history import History
 
 _DAY_US = 86_400_000_000
 

@@ -4,7 +4,9 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from features.history import Floats, History, Profile, microseconds
+from features.events import Floats
+from features.history import History, microseconds
+from features.profile import Profile
 
 
 def window(snapshot: datetime, horizon_days: int) -> tuple[datetime, datetime]:
@@ -18,7 +20,9 @@ def churned(profile: Profile, h: History) -> Floats:
     An order cancelled by the end of the window does not count. A person is who was known to be one at the snapshot.
     """
     start, end = (microseconds(moment) for moment in window(h.snapshot, h.horizon_days))
-    orders, void = profile.events["order"], profile.done_known_at["order"]
     buys = np.zeros(len(profile.customer_id), dtype=bool)
-    buys[h.person_of[orders.customer[(orders.at > start) & (orders.at <= end) & (void > end)]]] = True
+    if h.n:
+        orders = profile.logs["order"]
+        counts = (orders.at > start) & (orders.at <= end) & (orders.void_at > end)  # type: ignore[operator]
+        buys[h.person_of[orders.customer[counts]]] = True
     return 1.0 - buys[h.rows]

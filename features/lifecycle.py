@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from features.domain import PlanStage, Stage, ValueSegment
-from features.history import Floats, History, ratio
+from features.events import Floats, ratio
+from features.history import History
 
 NEW_MAX_ORDERS, LOYAL_ORDERS_A_MONTH, CHURNED_DAYS = 2, 3.0, 90.0
 """Anchors of [L]: new = 1-2 orders, loyal = 3 or more a month, churned = silent for over 3 months."""

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from features.events import Floats, filled, ratio, sort_by
 from features.family import Family, Feature, in_windows
-from features.history import Floats, History, ratio
+from features.history import History
 
 DAYS = (90, 365)
 
@@ -11,36 +12,38 @@ DAYS = (90, 365)
 def fold_membership(h: History) -> dict[str, Floats]:
     """The level in force, since when, and whether it rose or fell."""
     changes = h.events["membership"]
-    level = changes.measures["level"]
+    level = changes["level"]
     before = np.where(changes.follows(), level - np.roll(level, 1), 0.0)
     return {
-        "member_level": np.nan_to_num(changes.last(level)),
+        "member_level": filled(changes.last(level)),
         "member_level_days": changes.min(changes.age_days),
-        "member_level_change": np.nan_to_num(changes.last(before)),
+        "member_level_change": filled(changes.last(before)),
     }
 
 
 def fold_points(h: History) -> dict[str, Floats]:
     """Points earned and spent."""
-    days = h.events["points"]
-    earned, spent = days.sum("earned"), days.sum("spent")
-    spending = days.where(days.measures["spent"] > 0)
+    bookings = h.events["points"]
+    earned, spent = bookings.sum("earned"), bookings.sum("spent")
+    spending = bookings.where(bookings["spent"] > 0)
     return {
         "points_balance": earned - spent,
         "points_spent_share": ratio(spent, earned),
-        "points_recency_days": days.min(days.age_days),
+        "points_recency_days": bookings.min(bookings.age_days),
         "points_spent_recency_days": spending.min(spending.age_days),
-        **in_windows("points_earned", days.windowed("earned"), DAYS),
-        **in_windows("points_spent", days.windowed("spent"), DAYS),
+        **in_windows("points_earned", bookings.windowed("earned"), DAYS),
+        **in_windows("points_spent", bookings.windowed("spent"), DAYS),
     }
 
 
 def fold_consents(h: History) -> dict[str, Floats]:
     """Consents in force by purpose and channel, and withdrawals."""
     consents = h.events["consent"]
-    ordered = consents.where(np.lexsort((consents.at, consents.key, consents.customer)))
-    latest = ordered.where(ordered.last_of_key())
-    withdrawn = consents.where(consents.measures["granted"] == 0)
+    pair = consents["purpose"] * (consents["channel"].max(initial=-1) + 2) + consents["channel"]
+    order = sort_by([consents.customer, pair, consents.at // 1_000_000, consents.at, np.arange(pair.size)])
+    ordered = consents.where(order)
+    latest = ordered.where(ordered.last_of(pair[order]))
+    withdrawn = consents.where(consents["granted"] == 0)
     return {
         "consents_granted": latest.sum("granted"),
         "consents_withdrawn": latest.count() - latest.sum("granted"),

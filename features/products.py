@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from features.domain import WINDOWS_DAYS
+from features.events import Floats, ratio
 from features.family import Family, Feature, by_window, in_windows
-from features.history import Floats, History, ratio
+from features.history import History
 
 BULK_UNITS = 12
 """Units of one product in one order from which a line looks like wholesale."""
@@ -15,11 +16,11 @@ BULK_UNITS = 12
 def fold(h: History) -> dict[str, Floats]:
     """Distinct products by window, repetition, concentration and bulk."""
     items = h.items
-    last = items.last_of_key()
+    last = items.last_of(items["product_id"])
     latest = items.where(last)
     purchases = np.diff(np.flatnonzero(last), prepend=-1).astype(np.float64)
     rows, products = items.count(), latest.count()
-    bulk = items.where(items.measures["units"] >= BULK_UNITS)
+    bulk = items.where(items["units"] >= BULK_UNITS)
     in_window = latest.windowed()
     return {
         **in_windows("products", in_window),

@@ -1,68 +1,74 @@
-"""Reduce, in the engine: events -> one long profile. The first of the two steps of every feature.
+"""Reduce, in the engine: canonical tables -> the profile, one narrow relation per kind of event. First step of every feature.
 
-The profile is one relation with a row per customer and event or day, sorted by person:
-
-    person_id  customer_id  kind  at  known_at  done_at  done_known_at  due_at  key  category  brand  m1 ... m12
-
-``known_at`` is the later of event time and arrival time, so that the one comparison ``known_at <= snapshot`` keeps
-the future out; a later state of the row (order cancelled, refund completed, ticket resolved) is ``done_at``, known
-from ``done_known_at`` on. ``m1 ...`` are the measures of the kind (`MEASURES`). Behaviour, contacts and points come
-as one row per customer, day and first snapshot that knows them: a day's events known at the same snapshots can be
-added up before they reach the fold. Written in Ibis, so that DuckDB and Spark run the same expression; compiled
+`KINDS` declares what the fold gets to see. Most kinds are columns of a canonical table as they are; behaviour, by far the largest
+source, is added up by day. All else is left to the fold (`profile.py`, `history.py`): when a row became known, what the lines of an order
+come to. So it is one definition for a batch and for a request. Written in Ibis: DuckDB and Spark run the same expressions; compiled
 once to SQL, so that the service pays nothing for that.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 import duckdb
 import ibis
 import ibis.expr.types as ir
+import numpy as np
 import pyarrow as pa
-from ibis import _
+import pyarrow.compute as pc
 
-from features.schema import BEHAVIOUR, CONTACT_CHANNELS, EXACT, FLAG, SOURCES, TEXT, TIME
+from features.schema import BEHAVIOUR, EXACT, FLAG, SOURCES, TEXT, TIME
 
-MEASURES: dict[str, tuple[str, ...]] = {
-    "order": ("spend", "units", "lines", "discount"),
-    "item": ("spend", "units", "lines", "discount"),
-    "return": ("spend", "units", "lines"),
-    "customer": (),
-    "browse": ("views", "searches", "favourites", "adds", "removes", "checkouts", "pays", "sessions", "seconds", "night_adds", "last_add"),
-    "contact": ("sent", "delivered", "opened", "clicked", "converted", "cost", "tier", "push", "e_mail", "sms", "wechat", "call"),
-    "coupon": ("value",),
-    "ticket": ("complaint",),
-    "review": ("rating", "nps"),
-    "delivery": (),
-    "membership": ("level",),
-    "points": ("earned", "spent"),
-    "consent": ("granted",),
-    "person": (),
-}
-"""Kinds of profile row and the names of their measures."""
-KINDS = tuple(MEASURES)
-WIDTH = max(map(len, MEASURES.values()))
+_IBIS_TYPES = {TEXT: "string", TIME: "timestamp(6)", EXACT: "decimal(18, 4)", FLAG: "boolean"}
 NIGHT_HOURS = 5
 """Deep night: before this hour."""
-_TIMES = ("at", "known_at", "done_at", "done_known_at", "due_at")
-_TEXTS = ("key", "category", "brand")
-PROFILE = pa.schema(
-    [("person_id", pa.string()), ("customer_id", pa.string()), ("kind", pa.int8())]
-    + [(name, pa.timestamp("us")) for name in _TIMES]
-    + [(name, pa.string()) for name in _TEXTS]
-    + [(f"m{number}", pa.float64()) for number in range(1, WIDTH + 1)]
-)
-SORTED_BY = ("person_id", "kind", "at", "key", "known_at", "customer_id", "m1", "m2")
-_IBIS_TYPES = {TEXT: "string", TIME: "timestamp(6)", EXACT: "decimal(18, 4)", FLAG: "boolean"}
-_SUMS = {"spend": _.amount.sum(), "units": _.quantity.sum(), "lines": _.count(), "discount": _.discount.sum()}
-_HIGHEST = ("last_add", "tier")
-"""Measures of which a day keeps the highest; of the others it keeps the sum."""
-_BEHAVIOUR = dict(zip(MEASURES["browse"], BEHAVIOUR, strict=False))
-_CHANNELS = dict(zip(("push", "e_mail", "sms", "wechat", "call"), CONTACT_CHANNELS, strict=True))
-BATCH_ROWS = 1_000_000
-"""Profile rows folded at once: bounds the memory of a feature run."""
 ANY_MOMENT = datetime(2999, 12, 31, 23, 59, 59)
 """Stands for the snapshot in SQL compiled once and run for many."""
+Build = Callable[[Sequence[datetime]], ir.Table]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One table of the profile: its columns, and what they tell.
+
+    An event is known from the later of ``at`` and ``arrived`` on (what the engine sums up: from ``arrived``, which already is the
+    snapshot that knows it; ``at`` is the end of the day); from ``void`` on it no longer counts. ``done`` is a later state
+    and its arrival, ``due`` a promise known from the start; each of ``responses`` is an event of its own, known no sooner than
+    ``answered``. Measures are numbers. What has an ``order_id`` among its keys but no customer_id is that order's customer's.
+    ``build`` makes the relation where it is not just columns of ``source``.
+    """
+
+    source: str
+    at: str | None = None
+    arrived: str = "arrived_at"
+    keys: tuple[str, ...] = ("customer_id",)
+    measures: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    void: str | None = None
+    done: tuple[str, str] | None = None
+    due: str | None = None
+    responses: tuple[str, ...] = ()
+    answered: str | None = None
+    build: Build | None = None
+
+    @property
+    def owned(self) -> bool:
+        """Whether it tells its customer itself."""
+        return "customer_id" in self.keys
+
+    @property
+    def times(self) -> tuple[str, ...]:
+        """Columns that are times."""
+        if self.at is None:
+            return ()
+        given = (self.at, self.arrived, self.void, *(self.done or ()), self.due, *self.responses, self.answered)
+        return tuple(dict.fromkeys(name for name in given if name is not None))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the relation in Arrow's types."""
+        types = [(name, pa.string()) for name in self.keys] + [(name, pa.timestamp("us")) for name in self.times]
+        return pa.schema(types + [(name, pa.string()) for name in self.texts] + [(name, pa.float64()) for name in self.measures])
 
 
 def canonical(name: str) -> ir.Table:
@@ -71,61 +77,44 @@ def canonical(name: str) -> ir.Table:
     return ibis.table(columns, name=name)
 
 
-def profile(sources: Iterable[str], moments: Sequence[datetime], persons: bool = False) -> ir.Table:
-    """The long profile over the canonical tables named in ``sources``, for the given snapshots, unsorted.
+_BEHAVIOUR = dict(zip(("views", "searches", "favourites", "adds", "removes", "checkouts", "pays"), BEHAVIOUR, strict=True))
+_DAILY = (*_BEHAVIOUR, "sessions", "seconds", "night_adds", "last_add")
 
-    With ``persons`` two more tables are there: ``hull`` (customer_id, person_id: who is to be folded together) and
-    ``persons`` (moment, customer_id, person_id), as `identity.py` writes them.
+
+def _browse(moments: Sequence[datetime]) -> ir.Table:
+    """One row per customer, day and first snapshot that knows it; ``at`` is the end of the day.
+
+    A day's events known at the same snapshots can be added up before they reach the fold. A visit counts from the first
+    snapshot that knows any of its events.
     """
-    return _union(stages(sources, moments, persons))
+    events = canonical("events")
+    added = events.kind == "add_to_cart"
+    rows = events.select(
+        "customer_id",
+        "session_id",
+        day=events.happened_at.truncate("D").cast("timestamp(6)"),
+        known_at=_first_knowing(ibis.greatest(events.happened_at, events.arrived_at), moments),
+        seconds=events.seconds.cast("float64"),
+        night_adds=_count(added & (events.happened_at.hour() < NIGHT_HOURS)),
+        last_add=ibis.ifelse(added, events.happened_at.epoch_seconds().cast("float64"), ibis.null("float64")),
+        **{measure: _count(events.kind == kind) for measure, kind in _BEHAVIOUR.items()},
+    )
+    rows = rows.filter(rows.known_at.notnull())
+    visits = _summed(rows, ["customer_id", "day", "session_id", "known_at"], [name for name in _DAILY if name != "sessions"])
+    first = ibis.literal(True)
+    if len(moments) > 1:
+        window = ibis.window(group_by=[visits.customer_id, visits.day, visits.session_id])
+        first = visits.known_at == visits.known_at.min().over(window)
+    days = _summed(visits.mutate(sessions=_count(first & visits.session_id.notnull())), ["customer_id", "day", "known_at"], _DAILY)
+    return days.mutate(at=days.day + ibis.interval(days=1))
 
 
-def stages(sources: Iterable[str], moments: Sequence[datetime], persons: bool = False) -> list[ir.Table]:
-    """The profile in parts that can be computed one after another, so that each has the memory for itself."""
-    there = set(sources)
-    built = {name: build(there, sorted(moments)) for name, build in _PARTS.items() if name in there}
-    lines = built.pop("order_lines", [])  # together with the orders: they share the scan of the lines
-    parts = [_union([*built.pop("orders"), *lines]), *(part for found in built.values() for part in found)]
-    if persons:
-        parts.append(_persons())
-    return [_of_persons(part, persons) for part in parts]
+def _summed(rows: ir.Table, keys: list[str], measures: Iterable[str]) -> ir.Table:
+    return rows.group_by(keys).agg(**{name: rows[name].max() if name == "last_add" else rows[name].sum().coalesce(0) for name in measures})
 
 
-def _union(parts: list[ir.Table]) -> ir.Table:
-    return ibis.union(*parts) if len(parts) > 1 else parts[0]
-
-
-def _of_persons(part: ir.Table, persons: bool) -> ir.Table:
-    """The rows with the id of who is to be folded together; without links that is the customer."""
-    if not persons:
-        return part.select(person_id=part.customer_id, **{name: part[name] for name in PROFILE.names[1:]})
-    hull = ibis.table({"customer_id": "string", "person_id": "string"}, name="hull")
-    joined = part.left_join(hull, "customer_id")
-    person_id = ibis.coalesce(joined.person_id, joined.customer_id)
-    return joined.select(person_id=person_id, **{name: joined[name] for name in PROFILE.names[1:]})
-
-
-def profile_sql(sources: Iterable[str], moments: Sequence[datetime] = (ANY_MOMENT,), persons: bool = False) -> str:
-    """The sorted profile as DuckDB SQL: compile once, run often."""
-    return str(ibis.to_sql(profile(sources, moments, persons).order_by(SORTED_BY), dialect="duckdb"))
-
-
-def at_moment(sql: str, moment: datetime) -> str:
-    """Profile SQL compiled for any moment, for this one."""
-    return sql.replace(ANY_MOMENT.isoformat(), moment.isoformat())
-
-
-def _long(table: ir.Table, kind: str, measures: Sequence[ir.Value] = (), **columns: ir.Value) -> ir.Table:
-    absent = {name: ibis.null("timestamp(6)") for name in _TIMES} | {name: ibis.null("string") for name in _TEXTS}
-    given: dict[str, ir.Value] = absent | {"kind": ibis.literal(KINDS.index(kind), "int8"), "customer_id": table.customer_id} | columns
-    for number in range(WIDTH):
-        value = measures[number] if number < len(measures) else ibis.null("float64")
-        given[f"m{number + 1}"] = value.cast("float64")
-    return table.select(**{name: given[name] for name in PROFILE.names[1:]})
-
-
-def _later(*times: ir.Value) -> ir.Value:
-    return ibis.greatest(*times)
+def _count(condition: ir.Value) -> ir.Value:
+    return ibis.ifelse(condition, 1, 0)
 
 
 def _first_knowing(known_at: ir.Value, moments: Sequence[datetime]) -> ir.Value:
@@ -137,241 +126,96 @@ def _moment(moment: datetime) -> ir.Value:
     return ibis.literal(moment.isoformat()).cast("timestamp(6)")
 
 
-def _daily(rows: ir.Table, kind: str, moments: Sequence[datetime]) -> ir.Table:
-    """One row per customer, day and first snapshot that knows it; ``at`` is the end of the day.
-
-    ``rows`` has customer_id, at, known_at and the measures of the kind by name (null: nothing to add).
-    """
-    measures = MEASURES[kind]
-    given = {name: rows[name].cast("float64") for name in measures}
-    known = rows.select("customer_id", day=_day(rows.at), known_at=_first_knowing(rows.known_at, moments), **given)
-    known = known.filter(known.known_at.notnull())
-    return _days(known, kind)
-
-
-def _days(known: ir.Table, kind: str) -> ir.Table:
-    measures = MEASURES[kind]
-    summed = {name: known[name].max() if name in _HIGHEST else known[name].sum().coalesce(0.0) for name in measures}
-    days = known.group_by(["customer_id", "day", "known_at"]).agg(**summed)
-    end = days.day + ibis.interval(days=1)
-    return _long(days, kind, [days[name] for name in measures], at=end, known_at=days.known_at)
-
-
-def _day(at: ir.Value) -> ir.Value:
-    return at.truncate("D").cast("timestamp(6)")
-
-
-def _items_of_orders() -> ir.Table:
-    lines = canonical("order_lines")
-    return lines.group_by(["order_id", "product_id", "category", "brand"]).agg(**_SUMS)
-
-
-def _orders(there: set[str], moments: Sequence[datetime]) -> list[ir.Table]:
-    orders = canonical("orders")
-    if "order_lines" in there:
-        sums = _items_of_orders().group_by("order_id").agg(**{name: _[name].sum() for name in _SUMS})
-        joined = orders.left_join(sums, "order_id")
-        spend = ibis.coalesce(joined.spend, joined.amount, 0)
-        measures = [spend, joined.units.coalesce(0), joined.lines.coalesce(0), joined.discount.coalesce(0)]
-    else:
-        joined, nothing = orders, ibis.literal(0)
-        measures = [orders.amount.coalesce(0), nothing, nothing, nothing]
-    return [_long(joined, "order", measures, key=joined.order_id, **_order_times(joined))]
-
-
-def _order_times(orders: ir.Table) -> dict[str, ir.Value]:
-    return {
-        "at": orders.ordered_at,
-        "known_at": _later(orders.ordered_at, orders.arrived_at),
-        "done_at": orders.cancelled_at,
-        "done_known_at": orders.cancelled_at,
-    }
-
-
-def _items(there: set[str], moments: Sequence[datetime]) -> list[ir.Table]:
-    orders = canonical("orders").drop("amount")
-    items = _items_of_orders()
-    items = items.filter(items.product_id.notnull()).join(orders, "order_id")
-    texts = {"key": items.product_id, "category": items.category, "brand": items.brand}
-    return [_long(items, "item", [items.spend, items.units, items.lines, items.discount], **texts, **_order_times(items))]
-
-
-def _returns(there: set[str], moments: Sequence[datetime]) -> list[ir.Table]:
-    keys = ["customer_id", "return_id", "returned_at", "arrived_at", "due_at", "completed_at", "completed_arrived_at"]
-    found = canonical("returns").group_by(keys).agg(spend=_.amount.sum(), units=_.quantity.sum(), lines=_.count())
-    known_at = _later(found.returned_at, found.arrived_at)
-    return [
-        _long(
-            found,
-            "return",
-            [found.spend, found.units, found.lines],
-            key=found.return_id,
-            at=found.returned_at,
-            known_at=known_at,
-            due_at=found.due_at,
-            **_done(found.completed_at, found.completed_arrived_at, known_at),
-        )
-    ]
-
-
-def _done(done_at: ir.Value, arrived_at: ir.Value, known_at: ir.Value) -> dict[str, ir.Value]:
-    known = ibis.ifelse(done_at.isnull(), ibis.null("timestamp(6)"), _later(done_at, arrived_at, known_at))
-    return {"done_at": done_at, "done_known_at": known}
-
-
-def _customers(there: set[str], moments: Sequence[datetime]) -> list[ir.Table]:
-    found = canonical("customers")
-    known_at = _later(found.registered_at, found.arrived_at)
-    return [_long(found, "customer", at=found.registered_at, known_at=known_at, key=found.country)]
-
-
-def _browse(there: set[str], moments: Sequence[datetime]) -> list[ir.Table]:
-    """Days of behaviour, through visits: a visit counts from the first snapshot that knows any of its events."""
-    events = canonical("events")
-    known_at = _first_knowing(_later(events.happened_at, events.arrived_at), moments)
-    added = events.kind == "add_to_cart"
-    rows = events.select(
-        "customer_id",
-        "session_id",
-        day=_day(events.happened_at),
-        known_at=known_at,
-        seconds=events.seconds.cast("float64"),
-        night_adds=_count(added & (events.happened_at.hour() < NIGHT_HOURS)),
-        last_add=ibis.ifelse(added, events.happened_at.epoch_seconds().cast("float64"), ibis.null("float64")),
-        **{measure: _count(events.kind == kind) for measure, kind in _BEHAVIOUR.items()},
-    )
-    rows = rows.filter(rows.known_at.notnull())
-    given = [name for name in MEASURES["browse"] if name != "sessions"]
-    summed = {name: rows[name].max() if name in _HIGHEST else rows[name].sum() for name in given}
-    visits = rows.group_by(["customer_id", "day", "session_id", "known_at"]).agg(**summed)
-    first = ibis.literal(True)
-    if len(moments) > 1:
-        window = ibis.window(group_by=[visits.customer_id, visits.day, visits.session_id])
-        first = visits.known_at == visits.known_at.min().over(window)
-    return [_days(visits.mutate(sessions=_count(first & visits.session_id.notnull())), "browse")]
-
-
-def _count(condition: ir.Value) -> ir.Value:
-    return ibis.ifelse(condition, 1.0, 0.0)
-
-
-def _contacts(there: set[str], moments: Sequence[datetime]) -> list[ir.Table]:
-    """Days of contacts: sent, and each response on its own day."""
-    found = canonical("contacts")
-    sent_known = _later(found.sent_at, found.arrived_at)
-    nothing = dict.fromkeys(MEASURES["contact"], ibis.null("float64"))
-    channels = {measure: _count(found.channel == channel) for measure, channel in _CHANNELS.items()}
-    measures = nothing | {"sent": ibis.literal(1.0), "cost": found.cost, "tier": found.tier} | channels
-    parts = [found.select("customer_id", at=found.sent_at, known_at=sent_known, **_doubles(measures))]
-    for measure in ("delivered", "opened", "clicked", "converted"):
-        at = found[f"{measure}_at"]
-        known_at = _later(at, ibis.coalesce(found.response_arrived_at, at), sent_known)
-        responses = found.select("customer_id", at=at, known_at=known_at, **_doubles(nothing | {measure: ibis.literal(1.0)}))
-        parts.append(responses.filter(responses["at"].notnull()))
-    return [_daily(ibis.union(*parts), "contact", moments)]
-
-
-def _doubles(values: dict[str, ir.Value]) -> dict[str, ir.Value]:
-    return {name: value.cast("float64") for name, value in values.items()}
-
-
-def _coupons(there: set[str], moments: Sequence[datetime]) -> list[ir.Table]:
-    found = canonical("coupons")
-    known_at = _later(found.claimed_at, found.arrived_at)
-    done = _done(found.redeemed_at, found.redeemed_arrived_at, known_at)
-    times = {"at": found.claimed_at, "known_at": known_at, "due_at": found.expires_at, **done}
-    return [_long(found, "coupon", [found.value.coalesce(0)], key=found.coupon_id, **times)]
-
-
-def _tickets(there: set[str], moments: Sequence[datetime]) -> list[ir.Table]:
-    found = canonical("tickets")
-    known_at = _later(found.opened_at, found.arrived_at)
-    done = _done(found.resolved_at, found.resolved_arrived_at, known_at)
-    complaint = found.complaint.cast("int8")
-    return [_long(found, "ticket", [complaint], key=found.ticket_id, at=found.opened_at, known_at=known_at, **done)]
-
-
-def _reviews(there: set[str], moments: Sequence[datetime]) -> list[ir.Table]:
-    found = canonical("reviews")
-    known_at = _later(found.reviewed_at, found.arrived_at)
-    return [_long(found, "review", [found.rating, found.nps], key=found.review_id, at=found.reviewed_at, known_at=known_at)]
-
-
-def _deliveries(there: set[str], moments: Sequence[datetime]) -> list[ir.Table]:
-    owners = canonical("orders").select("order_id", "customer_id")
-    found = canonical("deliveries").join(owners, "order_id")
-    known_at = _later(found.shipped_at, found.arrived_at)
-    done = _done(found.delivered_at, found.delivered_arrived_at, known_at)
-    return [_long(found, "delivery", key=found.delivery_id, at=found.shipped_at, known_at=known_at, due_at=found.due_at, **done)]
-
-
-def _memberships(there: set[str], moments: Sequence[datetime]) -> list[ir.Table]:
-    found = canonical("memberships")
-    known_at = _later(found.changed_at, found.arrived_at)
-    return [_long(found, "membership", [found.level], at=found.changed_at, known_at=known_at)]
-
-
-def _points(there: set[str], moments: Sequence[datetime]) -> list[ir.Table]:
-    found = canonical("points")
-    known_at = _later(found.booked_at, found.arrived_at)
-    earned, spent = ibis.greatest(found.points, 0), ibis.greatest(-found.points, 0)
-    return [_daily(found.select("customer_id", at=found.booked_at, known_at=known_at, earned=earned, spent=spent), "points", moments)]
-
-
-def _consents(there: set[str], moments: Sequence[datetime]) -> list[ir.Table]:
-    found = canonical("consents")
-    known_at = _later(found.changed_at, found.arrived_at)
-    key = found.purpose.concat("/", found.channel.coalesce(""))
-    return [_long(found, "consent", [found.granted.cast("int8")], key=key, at=found.changed_at, known_at=known_at)]
-
-
-def _persons() -> ir.Table:
-    found = ibis.table({"moment": "timestamp(6)", "customer_id": "string", "person_id": "string"}, name="persons")
-    return _long(found, "person", key=found.person_id, at=found.moment, known_at=found.moment)
-
-
-_PARTS = {
-    "orders": _orders,
-    "order_lines": _items,
-    "returns": _returns,
-    "customers": _customers,
-    "events": _browse,
-    "contacts": _contacts,
-    "coupons": _coupons,
-    "tickets": _tickets,
-    "reviews": _reviews,
-    "deliveries": _deliveries,
-    "memberships": _memberships,
-    "points": _points,
-    "consents": _consents,
+KINDS: dict[str, Kind] = {
+    "order": Kind("orders", "ordered_at", keys=("customer_id", "order_id"), measures=("amount",), void="cancelled_at"),
+    "line": Kind("order_lines", keys=("order_id",), texts=("product_id", "category", "brand"), measures=("amount", "quantity", "discount")),
+    "return": Kind(
+        "returns",
+        "returned_at",
+        texts=("return_id",),
+        measures=("amount", "quantity"),
+        done=("completed_at", "completed_arrived_at"),
+        due="due_at",
+    ),
+    "customer": Kind("customers", "registered_at", texts=("country",)),
+    "browse": Kind("events", "at", "known_at", measures=_DAILY, build=_browse),
+    "contact": Kind(
+        "contacts",
+        "sent_at",
+        measures=("tier", "cost"),
+        texts=("channel",),
+        responses=("delivered_at", "opened_at", "clicked_at", "converted_at"),
+        answered="response_arrived_at",
+    ),
+    "coupon": Kind("coupons", "claimed_at", measures=("value",), done=("redeemed_at", "redeemed_arrived_at"), due="expires_at"),
+    "ticket": Kind("tickets", "opened_at", measures=("complaint",), done=("resolved_at", "resolved_arrived_at")),
+    "review": Kind("reviews", "reviewed_at", measures=("rating", "nps")),
+    "delivery": Kind("deliveries", "shipped_at", keys=("order_id",), done=("delivered_at", "delivered_arrived_at"), due="due_at"),
+    "membership": Kind("memberships", "changed_at", measures=("level",)),
+    "points": Kind("points", "booked_at", measures=("points",)),
+    "consent": Kind("consents", "changed_at", measures=("granted",), texts=("purpose", "channel")),
 }
+"""Every table of the profile."""
 
 
-def batches(connection: duckdb.DuckDBPyConnection, sql: str) -> Iterator[pa.Table]:
-    """Run the profile SQL and yield tables of about BATCH_ROWS rows that never cut a person in two."""
-    reader = connection.sql(sql).to_arrow_reader(250_000)
-    return whole_persons(pa.Table.from_batches([batch]).cast(PROFILE) for batch in reader)
+def relations(sources: Iterable[str], moments: Sequence[datetime]) -> dict[str, ir.Table]:
+    """The profile over these canonical tables: one relation per kind, unsorted, for the given snapshots."""
+    there, found = set(sources), {}
+    for name, kind in KINDS.items():
+        if kind.source in there:
+            rows = kind.build(sorted(moments)) if kind.build else canonical(kind.source)
+            measures = {measure: _double(rows[measure]) for measure in kind.measures}
+            found[name] = rows.select(*kind.keys, *kind.times, *kind.texts, **measures)
+    return found
 
 
-def whole_persons(tables: Iterable[pa.Table], batch_rows: int | None = None) -> Iterator[pa.Table]:
-    """Regroup a sorted stream into tables of about BATCH_ROWS rows that never cut a person in two."""
-    enough = batch_rows or BATCH_ROWS
-    held: list[pa.Table] = []
-    rows = 0
-    for table in tables:
-        held.append(table)
-        rows += table.num_rows
-        if rows >= enough:
-            whole, rest = _cut(pa.concat_tables(held))
-            held, rows = [rest], rest.num_rows
-            if whole.num_rows:
-                yield whole
-    if held and (last := pa.concat_tables(held)).num_rows:
-        yield last
+def _double(value: ir.Value) -> ir.Value:
+    return (value.cast("int8") if value.type().is_boolean() else value).cast("float64")
 
 
-def _cut(table: pa.Table) -> tuple[pa.Table, pa.Table]:
-    ids = table["person_id"]
-    last = ids[table.num_rows - 1]
-    start = ids.index(last).as_py()
-    return table.slice(0, start), table.slice(start)
+def to_sql(relation: ir.Table) -> str:
+    """A relation as DuckDB SQL."""
+    return str(ibis.to_sql(relation, dialect="duckdb"))
+
+
+def compiled(sources: Iterable[str]) -> dict[str, str]:
+    """SQL of the kinds that the engine has to compute, for any one moment: compile once, run often (`of_tables`)."""
+    return {name: to_sql(rows) for name, rows in relations(sources, [ANY_MOMENT]).items() if KINDS[name].build}
+
+
+def request_engine() -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB for `of_tables`: of the few rows of a request it is planning that takes the time."""
+    connection = duckdb.connect(config={"threads": 1})
+    connection.execute("PRAGMA disable_optimizer")
+    return connection
+
+
+def of_tables(
+    connection: duckdb.DuckDBPyConnection, statements: Mapping[str, str], tables: Mapping[str, pa.Table], moment: datetime
+) -> dict[str, pa.Table]:
+    """The profile of canonical tables in memory at one moment: ``connection`` runs the compiled statements, the rest is picked here."""
+    found = {}
+    for name, kind in KINDS.items():
+        if kind.source not in tables or not tables[kind.source].num_rows:
+            continue
+        if name in statements:
+            connection.register(kind.source, tables[kind.source])
+            sql = statements[name].replace(ANY_MOMENT.isoformat(), moment.isoformat())
+            found[name] = connection.execute(sql).to_arrow_table()
+        else:
+            found[name] = _picked(kind, tables[kind.source])
+    return found
+
+
+def _picked(kind: Kind, rows: pa.Table) -> pa.Table:
+    """What `relations` selects for a kind without ``build``."""
+    measures = {name: _doubles(rows[name].combine_chunks()) for name in kind.measures}
+    return pa.table({name: rows[name] for name in (*kind.keys, *kind.times, *kind.texts)} | measures)
+
+
+def _doubles(values: pa.Array) -> pa.Array:
+    """Flags, or DECIMAL(18,4) rounded as DuckDB and Spark round it (Arrow's own cast is off by a bit in the last place)."""
+    if pa.types.is_boolean(values.type):
+        return pc.cast(pc.cast(values, pa.int8()), pa.float64())
+    unscaled = np.frombuffer(values.buffers()[1], np.int64)[::2][values.offset : values.offset + len(values)]
+    return pa.array(unscaled / 10_000, mask=pc.is_null(values).to_numpy(zero_copy_only=False))

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from features.events import Events, Floats, filled, ratio
 from features.family import Family, Feature, by_window, in_windows
-from features.history import Events, Floats, History, ratio
+from features.history import History
 
 DAYS = (90, 365)
 DONE, DUE = ("returns.completed_at",), ("returns.due_at",)
@@ -26,14 +27,14 @@ def fold(h: History) -> dict[str, Floats]:
 
 
 def _refunds(returns: Events) -> dict[str, Floats]:
-    done, due = returns.measures["done_age_days"], returns.measures["due_age_days"]
+    done, due = returns["done_age_days"], returns["due_age_days"]
     completed = ~np.isnan(done)
     finished, open_ = returns.where(completed), returns.where(~completed)
     late = np.where(completed, due > np.where(completed, done, 0), due > 0)
     return {
         "refund_days_mean": finished.mean(finished.age_days - done[completed]),
         "refunds_open": open_.count(),
-        "refund_open_days": np.nan_to_num(open_.max(open_.age_days)),
+        "refund_open_days": filled(open_.max(open_.age_days)),
         "refunds_late": returns.where(late).count(),
         "refund_late_share": ratio(returns.where(late).count(), returns.count()),
     }

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from features.events import Floats, filled, ratio
 from features.family import Family, Feature
-from features.history import Floats, History, ratio
+from features.history import History
 
 LOW_RATING, DETRACTOR_NPS = 2, 6
 """At most this many stars is a low rating; at most this NPS answer is a detractor's (Reichheld 2003)."""
@@ -13,9 +14,9 @@ RATING, NPS = ("reviews.rating",), ("reviews.nps",)
 def fold(h: History) -> dict[str, Floats]:
     """How often, how well, and how lately a customer has judged the shop."""
     reviews = h.events["review"]
-    stars, nps = reviews.measures["rating"], reviews.measures["nps"]
+    stars, nps = reviews["rating"], reviews["nps"]
     rated, asked = reviews.where(~np.isnan(stars)), reviews.where(~np.isnan(nps))
-    star, answer = rated.measures["rating"], asked.measures["nps"]
+    star, answer = rated["rating"], asked["nps"]
     last = asked.last(answer)
     return {
         "reviews_total": reviews.count(),
@@ -29,7 +30,7 @@ def fold(h: History) -> dict[str, Floats]:
         "low_ratings_365d": rated.where(star <= LOW_RATING).within(365).count(),
         "nps_last": last,
         "nps_mean": asked.mean("nps"),
-        "nps_detractor": (np.nan_to_num(last, nan=10.0) <= DETRACTOR_NPS).astype(np.float64),
+        "nps_detractor": (filled(last, 10.0) <= DETRACTOR_NPS).astype(np.float64),
     }
 
 

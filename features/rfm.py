@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from features.events import Floats, ratio
 from features.family import Family, Feature
-from features.history import Floats, History, ratio
+from features.history import History
 
 
 def fold(h: History) -> dict[str, Floats]:

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from features.domain import HIGH_VALUE_HIGH_RISK, RFMB_WEIGHTS
+from features.events import Floats, filled
 from features.family import Feature
-from features.history import Floats
 
 SCORED = {"r_score": ("recency_days", -1.0), "f_score": ("frequency_orders", 1.0), "m_score": ("monetary_net", 1.0)}
 """score: (feature, direction in which it is better)."""
@@ -56,7 +56,7 @@ class Fitted:
         """Learn from a raw feature table that holds training rows only."""
         at = np.linspace(0, 1, 101)
         names = [name for name in fitted_on(table.column_names) if name != "country"]
-        known = {name: np.nan_to_num(table[name].to_numpy()) for name in names}
+        known = {name: filled(table[name].to_numpy()) for name in names}
         edges = {name: np.quantile(values, at).tolist() for name, values in known.items()}
         if "country" not in table.column_names:
             return cls(edges, None)
@@ -96,7 +96,7 @@ class Fitted:
         return self.apply(table.drop_columns([name for name in table.column_names if name in made]))
 
     def _score(self, table: pa.Table, feature: str, direction: float) -> Floats:
-        values, edges = np.nan_to_num(table[feature].to_numpy()), np.array(self.edges[feature])
+        values, edges = filled(table[feature].to_numpy()), np.array(self.edges[feature])
         below = np.searchsorted(edges, values, side="left" if direction > 0 else "right")
         percent = np.clip(below - (0 if direction > 0 else 1), 0, 100).astype(np.float64)
         return percent if direction > 0 else 100 - percent

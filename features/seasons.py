@@ -6,8 +6,9 @@ model learns that snapshot's level (notebooks/LOG.md, 2026-11-21).
 
 import numpy as np
 
+from features.events import Floats
 from features.family import Family, Feature
-from features.history import Floats, History
+from features.history import History
 from features.reduce import NIGHT_HOURS
 
 YEAR_DAYS = 365

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.history import Floats, History, Ints
+from features.events import Floats, Ints, filled, sort_by
+from features.history import History
 
 WEEKS = 52
 LAST_EVENTS = 64
@@ -35,9 +36,9 @@ CHANNELS = (
     Channel("cart_adds", "browse", "adds", "events"),
     Channel("sessions", "browse", "sessions", "events"),
     Channel("seconds", "browse", "seconds", "events"),
-    Channel("contacts_sent", "contact", "sent", "contacts"),
-    Channel("contacts_opened", "contact", "opened", "contacts"),
-    Channel("contacts_clicked", "contact", "clicked", "contacts"),
+    Channel("contacts_sent", "contact", None, "contacts"),
+    Channel("contacts_opened", "opened", None, "contacts"),
+    Channel("contacts_clicked", "clicked", None, "contacts"),
     Channel("coupons_claimed", "coupon", None, "coupons"),
     Channel("tickets", "ticket", None, "tickets"),
     Channel("complaints", "ticket", "complaint", "tickets"),
@@ -65,14 +66,14 @@ def weekly(h: History, chosen: tuple[Channel, ...]) -> dict[str, pa.Array]:
     cells, values = [], []
     for place, channel in enumerate(chosen):
         recent = h.events[channel.kind].within(WEEKS * 7)
-        week = recent.customer * WEEKS + (WEEKS - 1 - (recent.age_days // 7).astype(np.int64))
-        weights = np.ones(week.size) if channel.measure is None else np.nan_to_num(recent.measures[channel.measure])
-        filled, sums = _grouped(week, weights)
+        week = recent.customer * WEEKS + (WEEKS - 1 - (recent.age_days / 7).astype(np.int64))
+        weights = np.ones(week.size) if channel.measure is None else filled(recent[channel.measure])
+        weeks, sums = _grouped(week, weights)
         some = sums > 0
-        cells.append(filled[some] * len(chosen) + place)
+        cells.append(weeks[some] * len(chosen) + place)
         values.append(np.log1p(sums[some]))
     cell, value = np.concatenate(cells), np.concatenate(values)
-    order = np.argsort(cell, kind="stable")
+    order = np.argsort(cell, kind="stable")  # sorted within each channel, which a stable sort makes use of
     width = WEEKS * len(chosen)
     size = np.bincount(cell // width, minlength=h.n)
     offsets = pa.array(np.concatenate([[0], np.cumsum(size)]).astype(np.int32))
@@ -106,9 +107,10 @@ def last_events(h: History) -> dict[str, pa.Array]:
     kinds = [h.events[kind] for kind in EVENT_KINDS]
     customer = np.concatenate([events.customer for events in kinds])
     age = np.concatenate([events.age_days for events in kinds])
-    kind = np.concatenate([np.full(events.customer.size, place, dtype=np.int8) for place, events in enumerate(kinds, start=1)])
-    order = np.lexsort((kind, -age, customer))
-    customer, age, kind = customer[order], age[order], kind[order]
+    at = np.concatenate([events.at for events in kinds])
+    kind = np.repeat(np.arange(1, len(kinds) + 1), [events.customer.size for events in kinds])
+    order = sort_by([customer, at // 1_000_000, at, kind])
+    customer, age, kind = customer[order], age[order], kind[order].astype(np.int8)
     size = np.bincount(customer, minlength=h.n)
     ends = np.cumsum(size)
     kept = ends[customer] - np.arange(customer.size) <= LAST_EVENTS

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from features.events import Floats, filled, ratio
 from features.family import Family, Feature, by_window, in_windows, needing
-from features.history import Floats, History, ratio
+from features.history import History
 
 DAYS = (30, 90, 365)
 RESOLVED, COMPLAINT = ("tickets.resolved_at",), ("tickets.complaint",)
@@ -12,11 +13,11 @@ RESOLVED, COMPLAINT = ("tickets.resolved_at",), ("tickets.complaint",)
 def fold(h: History) -> dict[str, Floats]:
     """Tickets over windows, complaints, time to resolution and what is still open."""
     tickets = h.events["ticket"]
-    done = tickets.measures["done_age_days"]
+    done = tickets["done_age_days"]
     solved = ~np.isnan(done)
     finished = tickets.where(solved)
     took = np.maximum(finished.age_days - done[solved], 0.0)
-    angry = tickets.measures["complaint"] > 0
+    angry = tickets["complaint"] > 0
     complaints, unsolved = tickets.where(angry), tickets.where(angry & ~solved)
     return {
         **in_windows("tickets", tickets.windowed(), DAYS),
@@ -26,7 +27,7 @@ def fold(h: History) -> dict[str, Floats]:
         "complaint_share": ratio(complaints.count(), tickets.count()),
         "tickets_open": tickets.where(~solved).count(),
         "complaints_open": unsolved.count(),
-        "complaint_open_days": np.nan_to_num(unsolved.max(unsolved.age_days)),
+        "complaint_open_days": filled(unsolved.max(unsolved.age_days)),
         "resolve_days_mean": finished.mean(took),
         "resolve_days_last": finished.last(took),
         "resolve_days_max": finished.max(took),

@@ -30,7 +30,7 @@ def load(dataset: Dataset, file: Path, pseudonyms: Pseudonyms) -> Store:
     """
     parts: dict[str, list[str]] = {}
     rows, hashes, copies, clashes = {}, {}, {}, {}
-    with engine(file.parent / "spill") as connection:
+    with engine(file.parent / "spill", secret=dataset.personal) as connection:
         pseudonyms.install(connection)
         for name, table in dataset.tables.items():
             made = _Loader(connection, dataset, name, table, folder_of(file), pseudonyms.check).parts()

@@ -86,11 +86,16 @@ def parquet(paths: list[str]) -> str:
     return f"read_parquet([{listed}])"
 
 
-def engine(spill: Path | None = None) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB; what does not fit into ``HOLDFAST_MEMORY`` spills to a folder."""
+def engine(spill: Path | None = None, secret: bool = False) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB; what does not fit into ``HOLDFAST_MEMORY`` spills to a folder, encrypted where it is ``secret``.
+
+    The key lives in memory only. DuckDB calls its built-in cipher unsafe for weak random numbers: it is a second
+    line behind removing the folder, and costs several times the spill's time, so only persons' own ids are worth it.
+    """
     limit = Settings().memory or f"{psutil.virtual_memory().total // 2 // 1024**2}MiB"
     config: dict[str, Any] = {"preserve_insertion_order": False, "memory_limit": limit}
-    config["temp_file_encryption"] = True  # what spills while sources are loaded still has persons' own ids
+    if secret:
+        config |= {"temp_file_encryption": True, "force_mbedtls_unsafe": "true"}  # the safe cipher would have to be fetched
     if spill is not None:
         config["temp_directory"] = str(spill)
     return duckdb.connect(config=config)

@@ -6,9 +6,10 @@ reduce (engine, `reduce.py`) -> as_of (`history.py`) -> families -> fitted score
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,7 +49,8 @@ from features import (
 from features.errors import InputError
 from features.family import Family, Feature
 from features.files import sha256_json
-from features.history import History, as_of, from_arrow
+from features.history import History, as_of
+from features.profile import Profile, from_arrow
 from features.scores import Fitted
 from features.sequences import Channel
 
@@ -116,7 +118,7 @@ class Manifest:
         """The canonical tables present."""
         return store.tables(self.sources)
 
-    @property
+    @cached_property
     def families(self) -> list[tuple[Family, tuple[Feature, ...]]]:
         """The families whose sources are there, each with its features whose sources are there."""
         fed = [(family, family.fed_by(self.sources)) for family in FAMILIES]
@@ -143,7 +145,7 @@ class Manifest:
         """Channels of the weekly sequences."""
         return sequences.channels(self.sources)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Names of the numeric features in table order."""
         return [feature.name for feature in self.features]
@@ -187,16 +189,15 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def fold(profile: pa.Table, moments: Sequence[datetime], manifest: Manifest, labelled: Iterable[datetime] = ()) -> Iterator[pa.Table]:
-    """A long profile of whole persons -> raw feature rows, a table for each snapshot (scores not yet added).
+def fold(profile: Profile, moments: Sequence[datetime], manifest: Manifest, labelled: Iterable[datetime] = ()) -> Iterator[pa.Table]:
+    """The profile of whole persons -> raw feature rows, a table for each snapshot (scores not yet added).
 
     Columns: customer_id, snapshot, churned (null where not ``labelled``), the families' features, stages,
     country, sequences. Only eligible customers have a row.
     """
-    known = from_arrow(profile)
     for moment in moments:
-        h = as_of(known, moment, manifest.horizon_days, manifest.lookback_days)
-        target = label.churned(known, h) if moment in labelled else np.full(h.n, np.nan)
+        h = as_of(profile, moment, manifest.horizon_days, manifest.lookback_days)
+        target = label.churned(profile, h) if moment in labelled else np.full(h.n, np.nan)
         yield _rows(h, target, manifest)
 
 
@@ -214,20 +215,25 @@ def _rows(h: History, target: Any, manifest: Manifest) -> pa.Table:
 
 def _country(h: History) -> pa.Array:
     known = h.events["customer"]
-    code = known.last(known.key.astype(np.float64))
+    code = known.last(known["country"].astype(np.float64))
     missing = np.isnan(code) | (code < 0)
-    return h.keys.take(pa.array(np.where(missing, 0, code).astype(np.int64), mask=missing))
+    return h.countries.take(pa.array(np.where(missing, 0, code).astype(np.int64), mask=missing))
 
 
-def online(connection: duckdb.DuckDBPyConnection, sql: str, moment: datetime, manifest: Manifest) -> pa.Table | None:
-    """Complete feature rows at one moment for all customers whose canonical tables ``connection`` sees; None without any.
+def online(
+    connection: duckdb.DuckDBPyConnection,
+    statements: Mapping[str, str],
+    tables: Mapping[str, pa.Table],
+    moment: datetime,
+    manifest: Manifest,
+) -> pa.Table:
+    """Complete feature rows at one moment for the customers of some canonical tables in memory, in the order of their ids.
 
-    ``sql`` is `reduce.profile_sql` of the manifest's tables, compiled for any moment.
+    ``statements`` are `reduce.compiled` of the manifest's tables; ``connection`` runs them.
     """
     assert manifest.fitted is not None
-    profiles = reduce.batches(connection, reduce.at_moment(sql, moment))
-    tables = [found for batch in profiles for found in fold(batch, [moment], manifest)]
-    return manifest.fitted.apply(pa.concat_tables(tables)) if tables else None
+    profile = from_arrow(reduce.of_tables(connection, statements, tables, moment))
+    return manifest.fitted.apply(next(fold(profile, [moment], manifest)))
 
 
 def build(

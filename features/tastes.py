@@ -3,8 +3,9 @@
 import numpy as np
 
 from features.domain import WINDOWS_DAYS
+from features.events import Events, Floats, ratio
 from features.family import Family, Feature, by_window, in_windows
-from features.history import Floats, History, ratio
+from features.history import History
 
 DAYS = (30, 90, 365)
 
@@ -20,15 +21,14 @@ def fold_brands(h: History) -> dict[str, Floats]:
 
 
 def _tastes(h: History, text: str, many: str) -> dict[str, Floats]:
-    items = h.items.where(h.items.texts[text] >= 0)
-    order = np.lexsort((items.age_days, items.texts[text], items.customer))
-    items = items.where(order)
-    first = np.ones(items.customer.size, dtype=bool)
-    first[1:] = (items.customer[1:] != items.customer[:-1]) | (items.texts[text][1:] != items.texts[text][:-1])
-    starts = np.flatnonzero(first)
-    distinct = items.where(first)  # newest purchase of each
-    bought = np.diff(np.append(starts, items.customer.size)).astype(np.float64)
-    oldest = items.age_days[np.append(starts[1:], items.customer.size) - 1] if starts.size else items.age_days
+    items = h.items.where(h.items[text] >= 0)
+    pair = items.customer * (items[text].max(initial=0) + 1) + items[text]
+    order = np.argsort(pair)
+    starts = np.flatnonzero(np.diff(pair[order], prepend=-1))
+    bought = np.diff(np.append(starts, pair.size)).astype(np.float64)
+    age = items.age_days[order]
+    newest, oldest = (low_or_high.reduceat(age, starts) if starts.size else age for low_or_high in (np.minimum, np.maximum))
+    distinct = Events(h.n, items.customer[order[starts]], newest, {})
     total = distinct.sum(bought)
     share = bought / total[distinct.customer]
     in_window = distinct.windowed()
@@ -44,8 +44,8 @@ def _tastes(h: History, text: str, many: str) -> dict[str, Floats]:
 
 def fold_prices(h: History) -> dict[str, Floats]:
     """Unit prices of the products bought."""
-    items = h.items.where(h.items.measures["units"] > 0)
-    price = items.measures["spend"] / items.measures["units"]
+    items = h.items.where(h.items["units"] > 0)
+    price = items["spend"] / items["units"]
     recent = items.age_days < 90
     mean = items.mean(price)
     return {

@@ -16,8 +16,9 @@ from features.domain import (
     PRICE_SENSITIVE_COUPONS_30D,
     TOUCHPOINTS,
 )
+from features.events import Events, Floats, filled, ratio
 from features.family import Family, Feature
-from features.history import Events, Floats, History, ratio
+from features.history import History
 
 REVIEW_DAYS = 7
 """A review is missed from this many days after the first order on."""
@@ -38,7 +39,7 @@ def fold(h: History) -> dict[str, Floats]:
         "refund_late": _open_past(h.returns),
         "delivery_late": _late(h.events["delivery"]),
     }.items():
-        days = np.nan_to_num(since, nan=-1.0)
+        days = filled(since, -1.0)
         found[f"tp_{name}"] = (days > 0).astype(np.float64)
         found[f"tp_{name}_days"] = np.maximum(days, 0.0)
     return found | _reasons(h, found)
@@ -56,42 +57,40 @@ def _no_second_order(h: History) -> Floats:
 
 def _no_campaign(h: History) -> Floats:
     """Since the last open, click or conversion, for those contacted at all."""
-    days = h.contacts
-    answered = (days.measures["opened"] > 0) | (days.measures["clicked"] > 0) | (days.measures["converted"] > 0)
-    last = days.where(answered)
-    silent = np.fmin(last.min(last.age_days), np.where(last.count() > 0, np.inf, days.max(days.age_days)))
-    return silent - CAMPAIGN_SILENCE_DAYS
+    answers = [h.events[state] for state in ("opened", "clicked", "converted")]
+    last = np.fmin.reduce([answer.min(answer.age_days) for answer in answers])
+    return np.where(np.isnan(last), h.contacts.max(h.contacts.age_days), last) - CAMPAIGN_SILENCE_DAYS
 
 
 def _complaint_open(h: History) -> Floats:
     tickets = h.events["ticket"]
-    unsolved = tickets.where((tickets.measures["complaint"] > 0) & np.isnan(tickets.measures["done_age_days"]))
+    unsolved = tickets.where((tickets["complaint"] > 0) & np.isnan(tickets["done_age_days"]))
     return unsolved.max(unsolved.age_days) - COMPLAINT_OPEN_DAYS
 
 
 def _open_past(events: Events) -> Floats:
     """Days past the promise of the longest overdue open one."""
-    waiting = events.where(np.isnan(events.measures["done_age_days"]))
-    due = np.nan_to_num(waiting.measures["due_age_days"], nan=-1.0)
+    waiting = events.where(np.isnan(events["done_age_days"]))
+    due = filled(waiting["due_age_days"], -1.0)
     return waiting.max(due)
 
 
 def _late(deliveries: Events) -> Floats:
     """Days since the promise of the last delivery was broken; it holds until a delivery comes in time."""
-    done, due = deliveries.measures["done_age_days"], deliveries.measures["due_age_days"]
-    past = np.where(np.isnan(done), due > 0, due > np.nan_to_num(done))
+    done, due = deliveries["done_age_days"], deliveries["due_age_days"]
+    past = np.where(np.isnan(done), due > 0, due > filled(done))
     return deliveries.last(np.where(past, due, np.nan))
 
 
 def _reasons(h: History, found: dict[str, Floats]) -> dict[str, Floats]:
     """Signals, 0 to 1, for the churn reasons price, service and need changed [L 2.5]."""
     coupons = h.events["coupon"].within(30).count()
-    discounted = ratio(h.orders.where(h.orders.measures["discount"] > 0).count(), h.orders.count())
-    low = h.events["review"].where(np.nan_to_num(h.events["review"].measures["rating"], nan=5.0) <= 2).within(180).count()
+    discounted = ratio(h.orders.where(h.orders["discount"] > 0).count(), h.orders.count())
+    low = h.events["review"].where(filled(h.events["review"]["rating"], 5.0) <= 2).within(180).count()
     hurt = [found["tp_complaint_open"], found["tp_refund_late"], found["tp_delivery_late"], np.minimum(low, 1)]
     recent, before = h.orders.within(90).sum("units"), h.orders.between(90, 365).sum("units") / PERIODS_BEFORE
-    fading = np.clip(1 - np.nan_to_num(ratio(recent, before), nan=1.0), 0, 1)
-    price = np.maximum(np.minimum(coupons / PRICE_SENSITIVE_COUPONS_30D, 1), np.nan_to_num(discounted))
+    fading = np.clip(1 - filled(ratio(recent, before), 1.0), 0, 1)
+    price = np.maximum(np.minimum(coupons / PRICE_SENSITIVE_COUPONS_30D, 1), filled(discounted))
     service = np.minimum(sum(hurt, np.zeros(h.n)) / 2, 1)
     return {"reason_price": price, "reason_service": service, "reason_need": fading * (1 - np.maximum(price, service))}
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from features.domain import WINDOWS_DAYS
+from features.events import Floats, ratio
 from features.family import Family, Feature
-from features.history import Floats, History, ratio
+from features.history import History
 
 PAIRS_DAYS = ((30, 90), (90, 180), (90, 365), (180, 365))
 """(recent, longer) windows whose share is a feature."""
@@ -25,7 +26,7 @@ def fold(h: History) -> dict[str, Floats]:
     for days in HALF_LIVES_DAYS:
         weight = np.exp2(-h.orders.age_days / days)
         found[f"orders_half_life_{days}d"] = h.orders.sum(weight)
-        found[f"spend_half_life_{days}d"] = h.orders.sum(weight * np.log1p(np.maximum(h.orders.measures["spend"], 0)))
+        found[f"spend_half_life_{days}d"] = h.orders.sum(weight * np.log1p(np.maximum(h.orders["spend"], 0)))
     found |= _months(h)
     last_90, before = h.orders.within(90).count(), h.orders.between(90, 180).count()
     found["orders_90d_change"] = last_90 - before

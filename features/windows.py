@@ -1,7 +1,8 @@
 """Activity summed over trailing windows."""
 
+from features.events import Floats
 from features.family import Family, by_window, in_windows
-from features.history import Floats, History
+from features.history import History
 
 
 def fold(h: History) -> dict[str, Floats]:

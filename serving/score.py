@@ -65,7 +65,7 @@ class Engine:
         self.pseudonyms = Pseudonyms.of(self.manifest.personal)
         if self.pseudonyms.check != self.manifest.key_check:
             raise InputError("HOLDFAST_ID_KEY", "is not the key that the model's data were pseudonymised with", "set the same key")
-        self.sql = reduce.profile_sql(self.manifest.tables)
+        self.statements = reduce.compiled(self.manifest.tables)
         self.zone = ZoneInfo(self.manifest.timezone)
         self._local = threading.local()
 
@@ -146,19 +146,16 @@ class Engine:
     def _from_histories(self, customers: dict[str, CustomerRequest], snapshot: datetime | None) -> dict[str, dict[str, Any]]:
         moment = _local(snapshot or datetime.now(UTC), self.zone)
         rows = self.features(canonical(customers, self.manifest, self.zone), moment)
-        return {} if rows is None or not rows.num_rows else {answer["customer_id"]: answer for answer in self.decide(rows)}
+        return {answer["customer_id"]: answer for answer in self.decide(rows)} if rows.num_rows else {}
 
-    def features(self, sources: dict[str, pa.Table], moment: datetime) -> pa.Table | None:
+    def features(self, sources: dict[str, pa.Table], moment: datetime) -> pa.Table:
         """Feature rows of canonical tables at one moment: the batch's own SQL and fold."""
-        connection = self._connection()
-        for name, rows in sources.items():
-            connection.register(name, rows)
-        return table.online(connection, self.sql, moment, self.manifest)
+        return table.online(self._connection(), self.statements, sources, moment, self.manifest)
 
     def _connection(self) -> duckdb.DuckDBPyConnection:
         """One in-memory database a thread: requests never see each other's rows."""
         if not hasattr(self._local, "connection"):
-            self._local.connection = duckdb.connect(config={"threads": 1})
+            self._local.connection = reduce.request_engine()
         connection: duckdb.DuckDBPyConnection = self._local.connection
         return connection
 

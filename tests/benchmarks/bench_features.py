@@ -13,9 +13,10 @@ from typing import Any
 
 import duckdb
 
-from features import mapping, reduce, sources, table
+from features import engines, mapping, reduce, sources, table
 from features.domain import WINDOWS_DAYS
 from features.mapping import Dataset
+from features.profile import from_arrow
 from features.pseudonym import of_dataset
 from features.snapshots import schedule
 from features.store import Store
@@ -34,8 +35,7 @@ def run() -> Iterator[Result]:
         with store.connect(file) as connection:
             manifest = _manifest(dataset, store, connection)
             moments = list(manifest.snapshots)
-            sql = reduce.profile_sql(manifest.tables, moments)
-            ours = _best(lambda: [rows for b in reduce.batches(connection, sql) for rows in table.fold(b, moments, manifest)])
+            ours = _best(lambda: list(engines._duckdb(connection, store, manifest, moments, False, Path(folder))))
             wide = _best(lambda: [connection.sql(_wide(moment)).to_arrow_table() for moment in moments])
             frames = connection.sql(_LINES).df()
             pandas = _best(lambda: [_pandas(frames, moment) for moment in moments], 1)
@@ -54,12 +54,13 @@ def _one_customer(connection: duckdb.DuckDBPyConnection, manifest: table.Manifes
     query = "SELECT customer_id FROM orders GROUP BY 1 ORDER BY abs(count(*) - 12), 1 LIMIT 1"
     customer = connection.sql(query).fetchall()[0][0]
     assert manifest.test is not None
-    one = duckdb.connect(config={"threads": 1})
+    one, tables = reduce.request_engine(), {}
     for name in manifest.tables:
         key = "order_id IN (SELECT order_id FROM orders WHERE customer_id = ?)" if name == "order_lines" else "customer_id = ?"
-        one.register(name, connection.execute(f"SELECT * FROM {name} WHERE {key}", [customer]).to_arrow_table())
-    sql = reduce.at_moment(reduce.profile_sql(manifest.tables), manifest.test)
-    ours = _best(lambda: [list(table.fold(b, [manifest.test], manifest)) for b in reduce.batches(one, sql)], 30) * 1000
+        tables[name] = connection.execute(f"SELECT * FROM {name} WHERE {key}", [customer]).to_arrow_table()
+        one.register(name, tables[name])
+    statements, test = reduce.compiled(manifest.tables), manifest.test
+    ours = _best(lambda: list(table.fold(from_arrow(reduce.of_tables(one, statements, tables, test)), [test], manifest)), 30) * 1000
     wide = _best(lambda: one.sql(_wide(manifest.test)).to_arrow_table(), 30) * 1000
     yield Result("features.one_customer", ours, "ms", "wide SQL in DuckDB, 36 features", wide)
 

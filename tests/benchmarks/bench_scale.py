@@ -19,8 +19,9 @@ import ibis
 import pyarrow as pa
 
 from features import engines, mapping, reduce, rfm, table, windows
-from features.history import as_of, from_arrow
+from features.history import as_of
 from features.mapping import Dataset
+from features.profile import from_arrow
 from features.pseudonym import of_dataset
 from features.simulate import simulate
 from features.sources import load
@@ -69,17 +70,14 @@ def _twenty(folder: Path) -> Iterator[Result]:
 
 
 def _ours(store: Store, file: Path) -> int:
-    """Reduce of the orders and fold of the families `rfm` and `windows`."""
+    """Reduce of the orders and fold of the families `rfm` and `windows`, as for a shop that maps orders and lines without products."""
     with store.connect(file) as connection:
-        orders = reduce._orders(set(store.present), [SNAPSHOT])[0]
-        columns = {name: orders[name] for name in reduce.PROFILE.names[1:]}
-        sql = str(ibis.to_sql(orders.select(person_id=orders.customer_id, **columns).order_by(reduce.SORTED_BY), dialect="duckdb"))
-        found = 0
-        for profile in reduce.batches(connection, sql):
-            h = as_of(from_arrow(profile), SNAPSHOT, 90)
-            features = rfm.FAMILY.fold(h) | windows.FAMILY.fold(h)
-            found += pa.table({name: pa.array(values) for name, values in features.items()}).num_rows
-    return found
+        relations = reduce.relations(["orders", "order_lines"], [SNAPSHOT])
+        relations["line"] = relations["line"].mutate(**dict.fromkeys(("product_id", "category", "brand"), ibis.null("string")))
+        kinds = engines.in_memory(connection, {kind: reduce.to_sql(rows) for kind, rows in relations.items()})
+        h = as_of(from_arrow(kinds), SNAPSHOT, 90)
+    features = rfm.FAMILY.fold(h) | windows.FAMILY.fold(h)
+    return int(pa.table({"customer_id": h.customer_id} | {name: pa.array(values) for name, values in features.items()}).num_rows)
 
 
 _PER_ORDER = """SELECT o.customer_id, o.order_id, o.ordered_at, sum(l.amount)::DOUBLE AS spend, sum(l.quantity)::DOUBLE AS units, count(*) AS lines
@@ -165,13 +163,13 @@ def _online(dataset: Dataset, store: Store, file: Path) -> Iterator[Result]:
     """Features of one customer with about 200 events, and of 1,000 customers, all sources, as the service computes them."""
     _build(dataset, store, file, [SNAPSHOT])
     manifest = table.read_manifest(file.parent / "features.parquet")
-    sql = reduce.profile_sql(tables_of(manifest))
-    with store.connect(file) as connection:
+    statements = reduce.compiled(manifest.tables)
+    with store.connect(file) as connection, reduce.request_engine() as own:
         busy = "SELECT customer_id FROM events GROUP BY 1 ORDER BY abs(count(*) - 170), 1 LIMIT 1"
         many = "SELECT DISTINCT customer_id FROM orders ORDER BY 1 LIMIT 1000"
         for name, query, budget in (("one_customer", busy, 15.0), ("1000_customers", many, 500.0)):
-            one = _history(connection, manifest, query)
-            taken = _seconds(lambda one=one: table.online(one, sql, SNAPSHOT, manifest), 10) * 1000
+            tables = _histories(connection, manifest, query)
+            taken = _seconds(lambda tables=tables: table.online(own, statements, tables, SNAPSHOT, manifest), 20) * 1000
             yield Result(f"features.online.all_sources.{name}", taken, "ms", "the budget", budget)
 
 
@@ -180,20 +178,17 @@ def tables_of(manifest: table.Manifest) -> tuple[str, ...]:
     return tuple(name for name in manifest.tables if name != "identities")
 
 
-def _history(connection: duckdb.DuckDBPyConnection, manifest: table.Manifest, query: str) -> duckdb.DuckDBPyConnection:
-    """A connection that sees the canonical tables of some customers only."""
-    chosen = duckdb.connect(config={"threads": 1})
-    for name in tables_of(manifest):
-        mine = f"customer_id IN ({query})"
-        where = f"order_id IN (SELECT order_id FROM orders WHERE {mine})" if name in ("order_lines", "deliveries") else mine
-        chosen.register(name, connection.sql(f"SELECT * FROM {name} WHERE {where}").to_arrow_table())
-    return chosen
+def _histories(connection: duckdb.DuckDBPyConnection, manifest: table.Manifest, query: str) -> dict[str, pa.Table]:
+    """The canonical tables of some customers, in memory as a request brings them."""
+    mine = f"customer_id IN ({query})"
+    where = dict.fromkeys(("order_lines", "deliveries"), f"order_id IN (SELECT order_id FROM orders WHERE {mine})")
+    return {name: connection.sql(f"SELECT * FROM {name} WHERE {where.get(name, mine)}").to_arrow_table() for name in tables_of(manifest)}
 
 
 def _build(dataset: Dataset, store: Store, file: Path, moments: list[datetime]) -> None:
     manifest = replace(_manifest(dataset, store), snapshots=tuple(moments))
     with engines.raw_tables(store, file, manifest, moments, dataset.identity) as (raw, _):
-        table.build(raw, manifest, moments[:1], store.customers, file.parent / "features.parquet")
+        table.build(raw, manifest, moments, store.customers, file.parent / "features.parquet")
 
 
 def _seconds(work: Callable[[], Any], repeats: int = 2) -> float:

@@ -8,8 +8,9 @@ import duckdb
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from features import reduce, scores, table
+from features import engines, reduce, scores, table
 from features.catalogue import _everything
+from features.profile import from_arrow
 from features.pseudonym import Pseudonyms
 from features.schema import BEHAVIOUR, CONTACT_CHANNELS, SOURCES
 from features.scores import Fitted
@@ -23,8 +24,8 @@ SCORED = [*(feature for feature, _ in scores.SCORED.values()), *scores.BEHAVIOUR
 EDGES = {name: [float(edge) for edge in range(101)] for name in SCORED}
 PSEUDONYMS = Pseudonyms(b"")
 MANIFEST = Manifest("random", "UTC", "EUR", 90, 3650.0, 5000.0, PRESENT, "x", PSEUDONYMS.check, fitted=Fitted(EDGES, ["DE", "FR"]))
-DATABASE = duckdb.connect(config={"threads": 1})
-SQL = reduce.profile_sql(MANIFEST.tables)
+DATABASE = reduce.request_engine()
+STATEMENTS = reduce.compiled(MANIFEST.tables)
 TIMES = {name: str(source.event_time) for name, source in SOURCES.items() if source.event_time and name not in ("customers", "identities")}
 """Event time by source."""
 
@@ -127,12 +128,24 @@ def tables(shop: list[dict[str, Any]]) -> dict[str, pa.Table]:
     return canonical({one.customer_id: one for one in numbered(shop)}, MANIFEST, ZoneInfo("UTC"))
 
 
+def profile(found: dict[str, pa.Table], moment: datetime = SNAPSHOT) -> dict[str, pa.Table]:
+    """The profile of canonical tables for a moment."""
+    return reduce.of_tables(DATABASE.cursor(), STATEMENTS, found, moment)
+
+
 def connection(found: dict[str, pa.Table]) -> duckdb.DuckDBPyConnection:
     """An in-memory database with canonical tables."""
     opened = DATABASE.cursor()
     for name, rows in found.items():
         opened.register(name, rows)
     return opened
+
+
+def linked_rows(database: duckdb.DuckDBPyConnection, moments: list[datetime]) -> pa.Table:
+    """The raw feature rows of a database whose identities were joined, as a batch makes them."""
+    kinds = engines.in_memory(database, engines.queries(MANIFEST, moments, True))
+    hull = database.sql("FROM hull").to_arrow_table()
+    return pa.concat_tables(table.fold(from_arrow(kinds, hull), moments, MANIFEST))
 
 
 def features(shop: list[dict[str, Any]], moment: datetime = SNAPSHOT) -> pa.Table:
@@ -142,6 +155,4 @@ def features(shop: list[dict[str, Any]], moment: datetime = SNAPSHOT) -> pa.Tabl
 
 def features_of(found: dict[str, pa.Table], moment: datetime = SNAPSHOT) -> pa.Table:
     """The feature rows of canonical tables at a moment, sorted by customer."""
-    rows = table.online(connection(found), SQL, moment, MANIFEST)
-    assert rows is not None
-    return rows.sort_by("customer_id")
+    return table.online(DATABASE.cursor(), STATEMENTS, found, moment, MANIFEST)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from features import engines, mapping, reduce, table
+from features import engines, mapping, table
 from features.scores import Fitted
 from features.settings import Settings
 from features.simulate import simulate
-from features.store import Store
+from features.store import Store, engine
 from validation.stages import Places, _manifest, validate
 
 MOMENTS = [datetime(2025, 3, 1), datetime(2025, 9, 1)]
@@ -28,7 +28,7 @@ def test_edges_are_fitted_on_the_same_rows_however_the_table_is_cut(tmp_path: Pa
     monkeypatch.setattr(table, "FIT_ROWS", fit_rows)
     fitted, read = [], []
     for batch_rows, cut in ((1_000_000, None), (3000, None), (3000, 17)):
-        monkeypatch.setattr(reduce, "BATCH_ROWS", batch_rows)
+        monkeypatch.setattr(engines, "FOLD_EVENTS", batch_rows)
         with engines.raw_tables(store, places.sources, manifest, manifest.snapshots, dataset.identity) as (raw, _):
             tables = list(raw)
         if cut:  # as Spark's files are read: snapshots mixed
@@ -54,3 +54,13 @@ def test_through_the_disk_or_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found[0].num_rows > 500
     assert found[0].to_pandas().equals(found[1].to_pandas())
     assert not (places.folder / "spill").exists()
+
+
+@pytest.mark.parametrize("secret", [False, True])
+def test_what_does_not_fit_into_memory_spills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: bool) -> None:
+    monkeypatch.setenv("HOLDFAST_MEMORY", "150MB")
+    groups = 4_000_000
+    query = f"SELECT count(*), sum(n) FROM (SELECT hash(range)::VARCHAR || 'a key of some length' AS k, count(*) AS n FROM range({groups}) GROUP BY k)"
+    with engine(tmp_path / "spill", secret) as connection:
+        assert connection.sql(query).fetchall() == [(groups, groups)]
+        assert connection.sql("SELECT current_setting('temp_file_encryption')").fetchall() == [(secret,)]

@@ -4,15 +4,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features import identity, reduce, table
+from features import identity
 from features.mapping import Identity
-from tests.features.histories import MANIFEST, PRESENT, SNAPSHOT, connection, features_of, shop, tables
-from tests.features.test_leakage import with_a_known_order
+from tests.features.histories import MANIFEST, SNAPSHOT, connection, features_of, linked_rows, shop, tables
+from tests.features.test_leakage import same, with_a_known_order
 
 Link = tuple[str, str, int, int]
 """(left, right, days seen before the snapshot, days of delay); names that begin with c are customers, d devices."""
@@ -113,17 +112,8 @@ def test_a_person_with_two_ids_has_the_features_of_the_same_events_under_one(cus
     )
     database = connection(two)
     identity.join(database, [SNAPSHOT], LOOSE)
-    sql = reduce.profile_sql(PRESENT, [SNAPSHOT], persons=True)
-    rows = pa.concat_tables([found for batch in reduce.batches(database, sql) for found in table.fold(batch, [SNAPSHOT], MANIFEST)])
     assert MANIFEST.fitted is not None
-    close(features_of(one), MANIFEST.fitted.apply(rows).sort_by("customer_id"))
-
-
-def close(left: pa.Table, right: pa.Table) -> None:
-    """Equal but for the last bits: sums run in another order where two ids act in one moment."""
-    assert left["customer_id"].equals(right["customer_id"])
-    for name in MANIFEST.names:
-        assert np.allclose(left[name].to_numpy(), right[name].to_numpy(), rtol=1e-9, atol=1e-9, equal_nan=True), name
+    same(features_of(one), MANIFEST.fitted.apply(linked_rows(database, [SNAPSHOT])))
 
 
 def test_two_accounts_of_one_person_are_one_row_from_the_link_on() -> None:
@@ -138,8 +128,7 @@ def test_two_accounts_of_one_person_are_one_row_from_the_link_on() -> None:
     texts = {"left_kind": ["customer"] * 2, "left_id": ["c1", "c2"], "right_kind": ["device"] * 2, "right_id": ["d", "d"]}
     connection.register("identities", pa.table(texts | {"seen_at": pa.array(seen, pa.timestamp("us")), "arrived_at": seen}))
     identity.join(connection, moments, LOOSE)
-    sql = reduce.profile_sql(PRESENT, moments, persons=True)
-    rows = pa.concat_tables([found for batch in reduce.batches(connection, sql) for found in table.fold(batch, moments, MANIFEST)])
+    rows = linked_rows(connection, moments)
     by_moment = {
         moment: dict(zip(part["customer_id"].to_pylist(), part["frequency_orders"].to_pylist(), strict=True))
         for moment in moments

@@ -12,7 +12,8 @@ import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features import reduce, table
+from features import table
+from features.profile import from_arrow
 from features.table import LABEL
 from tests.features.histories import (
     ARRIVALS,
@@ -20,11 +21,11 @@ from tests.features.histories import (
     MANIFEST,
     SNAPSHOT,
     TIMES,
-    connection,
     event,
     features,
     features_of,
     known,
+    profile,
     shop,
     tables,
 )
@@ -140,12 +141,20 @@ def test_order_company_and_batches_of_rows_change_nothing(customers: list[dict[s
     same(before, features_of(shuffled))
     alone = features(customers[:1])
     same(alone, before.filter(pa.compute.equal(before["customer_id"], "c0")))
-    sql = reduce.at_moment(reduce.profile_sql(MANIFEST.tables), SNAPSHOT)
-    reader = connection(found).sql(sql).to_arrow_table().to_batches(max_chunksize=30)
-    cut = list(reduce.whole_persons((pa.Table.from_batches([batch]).cast(reduce.PROFILE) for batch in reader), 60))
-    folded = pa.concat_tables([found for part in cut for found in table.fold(part, [SNAPSHOT], MANIFEST)])
+    parts = list(from_arrow(profile(found)).parts(40))
+    assert len(parts) > 1
+    folded = pa.concat_tables([rows for part in parts for rows in table.fold(part, [SNAPSHOT], MANIFEST)])
     assert MANIFEST.fitted is not None
-    same(before, MANIFEST.fitted.apply(folded).sort_by("customer_id"))
+    same(before, MANIFEST.fitted.apply(folded))
+
+
+def test_behaviour_of_the_snapshots_own_day_counts_as_far_as_it_is_known() -> None:
+    line = {"product_id": "p1", "quantity": 1.0, "amount": 10.0, "discount": 0.0}
+    afternoon = SNAPSHOT + timedelta(hours=15)
+    views = [{"kind": "view", "session_id": "s", "happened_at": afternoon + timedelta(minutes=shift)} for shift in (-60, 0, 1)]
+    shop = [{"customer_id": "c", "orders": [{"ordered_at": SNAPSHOT, "lines": [line]}], "events": views}]
+    found = features(shop, afternoon)
+    assert (found["views_7d"][0].as_py(), found["browse_recency_days"][0].as_py()) == (2.0, 0.0)
 
 
 def test_an_event_at_the_very_snapshot_is_known_and_one_microsecond_later_is_not() -> None:

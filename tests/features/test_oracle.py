@@ -20,7 +20,7 @@ def age(moment: datetime) -> float:
 
 
 def day_age(moment: datetime) -> float:
-    """Behaviour, contacts and points count by day: the age is that of the day's end."""
+    """Behaviour counts by day: the age is that of the day's end."""
     return age(datetime(moment.year, moment.month, moment.day) + DAY)
 
 
@@ -104,11 +104,11 @@ def _events(events: list[dict[str, Any]], orders: list[dict[str, Any]]) -> Row:
 def _contacts(contacts: list[dict[str, Any]]) -> Row:
     opened = [one["opened_at"] for one in contacts if one["opened_at"] and one["opened_at"] <= SNAPSHOT]
     return {
-        "contacts_sent_365d": sum(day_age(one["sent_at"]) < 365 for one in contacts),
-        "contacts_opened_365d": sum(day_age(at) < 365 for at in opened),
-        "contact_cost_365d": sum(one["cost"] for one in contacts if day_age(one["sent_at"]) < 365),
-        "sms_sent_90d": sum(one["channel"] == "sms" and day_age(one["sent_at"]) < 90 for one in contacts),
-        "open_recency_days": min((max(day_age(at), 0.0) for at in opened), default=None),
+        "contacts_sent_365d": sum(age(one["sent_at"]) < 365 for one in contacts),
+        "contacts_opened_365d": sum(age(at) < 365 for at in opened),
+        "contact_cost_365d": sum(one["cost"] for one in contacts if age(one["sent_at"]) < 365),
+        "sms_sent_90d": sum(one["channel"] == "sms" and age(one["sent_at"]) < 90 for one in contacts),
+        "open_recency_days": min(map(age, opened), default=None),
     }
 
 
@@ -159,7 +159,7 @@ def _loyalty(past: dict[str, list[dict[str, Any]]]) -> Row:
     points = [one["points"] for one in past["points"]]
     return {
         "points_balance": float(sum(points)),
-        "points_earned_365d": sum(max(one["points"], 0) for one in past["points"] if day_age(one["booked_at"]) < 365),
+        "points_earned_365d": sum(max(one["points"], 0) for one in past["points"] if age(one["booked_at"]) < 365),
         "consents_withdrawn": _withdrawn(past["consents"]),
     }
 
