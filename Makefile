@@ -29,7 +29,7 @@ $(SPARK): $(READY)
 run: $(READY) ## the whole path on the bundled real data: contracts, features, models, promotion, service, report
 	$(BIN)/holdfast run
 
-test: $(SPARK) ## all tests but the slow ones (those of Spark need Java 17)
+test: $(SPARK) ## all tests but the slow ones (those of Spark need Java 17, that of PostgreSQL a server)
 	$(BIN)/python -m pytest
 
 test-all: $(SPARK) ## all tests

@@ -1,4 +1,4 @@
-"""Features that need the population: RFM-B scores and country rank, fitted on training rows and saved."""
+"""Features that need the population: RFM-B scores, customer value and country rank, fitted on training rows and saved."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -7,6 +7,8 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from features import clv
+from features.clv import Clv
 from features.domain import HIGH_VALUE_HIGH_RISK, RFMB_WEIGHTS
 from features.events import Floats, filled
 from features.family import Feature
@@ -35,39 +37,45 @@ COUNTRY = Feature(
 def features(names: Iterable[str], country: bool) -> list[Feature]:
     """The features added to a raw table with these columns."""
     behaviour = [B, RFMB, AT_RISK] if set(BEHAVIOUR) & set(names) else []
-    return [*R_F_M, RFM, *behaviour, *([COUNTRY] if country else [])]
+    return [*R_F_M, RFM, *behaviour, *clv.FEATURES, *([COUNTRY] if country else [])]
 
 
 def fitted_on(names: Iterable[str]) -> list[str]:
     """Columns of the raw table that `Fitted.fit` reads."""
     there = set(names)
-    return [*(feature for feature, _ in SCORED.values()), *(n for n in BEHAVIOUR if n in there), *({"country"} & there)]
+    return list(dict.fromkeys([*_edged(there), *clv.NEEDS, *({"country"} & there)]))
+
+
+def _edged(there: set[str]) -> list[str]:
+    """Columns that are scored by edges."""
+    return [*(feature for feature, _ in SCORED.values()), *(name for name in BEHAVIOUR if name in there)]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Bin edges (101 quantiles per scored feature) and the most frequent countries of the training rows."""
+    """Bin edges (101 quantiles per scored feature), the models of customer value and the most frequent countries of the training rows."""
 
     edges: dict[str, list[float]]
+    clv: Clv
     countries: list[str] | None
 
     @classmethod
     def fit(cls, table: pa.Table) -> Self:
         """Learn from a raw feature table that holds training rows only."""
         at = np.linspace(0, 1, 101)
-        names = [name for name in fitted_on(table.column_names) if name != "country"]
-        known = {name: filled(table[name].to_numpy()) for name in names}
+        known = {name: filled(table[name].to_numpy()) for name in _edged(set(table.column_names))}
         edges = {name: np.quantile(values, at).tolist() for name, values in known.items()}
+        value = Clv.fit(table)
         if "country" not in table.column_names:
-            return cls(edges, None)
+            return cls(edges, value, None)
         counts = table["country"].drop_null().value_counts().to_pylist()
         ranked = sorted(counts, key=lambda pair: (-pair["counts"], pair["values"]))
-        return cls(edges, [pair["values"] for pair in ranked[:TOP_COUNTRIES]])
+        return cls(edges, value, [pair["values"] for pair in ranked[:TOP_COUNTRIES]])
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
-        return cls(**value)
+        return cls(**value | {"clv": Clv.from_json(value["clv"])})
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for the manifest."""
@@ -82,6 +90,7 @@ class Fitted:
             scores["b_score"] = np.mean(behaviour, axis=0)
             scores["rfmb_score"] = _weighted(scores, list(RFMB_WEIGHTS))
             scores["high_value_high_risk"] = _at_risk(table, scores["b_score"])
+        scores |= self.clv.features(table)
         if self.countries is not None:
             rank = {country: float(number) for number, country in enumerate(self.countries)}
             codes = [rank.get(country, float(TOP_COUNTRIES)) for country in table["country"].to_pylist()]
@@ -92,7 +101,7 @@ class Fitted:
 
     def reapply(self, table: pa.Table) -> pa.Table:
         """A complete table with its score columns made anew by these edges."""
-        made = {feature.name for feature in (*R_F_M, RFM, B, RFMB, AT_RISK, COUNTRY)}
+        made = {feature.name for feature in (*R_F_M, RFM, B, RFMB, AT_RISK, *clv.FEATURES, COUNTRY)}
         return self.apply(table.drop_columns([name for name in table.column_names if name in made]))
 
     def _score(self, table: pa.Table, feature: str, direction: float) -> Floats:

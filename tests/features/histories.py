@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from features import engines, reduce, scores, table
 from features.catalogue import _everything
+from features.clv import BgNbd, Clv, GammaGamma
 from features.profile import from_arrow
 from features.pseudonym import Pseudonyms
 from features.schema import BEHAVIOUR, CONTACT_CHANNELS, SOURCES
@@ -22,8 +23,9 @@ SNAPSHOT = datetime(2024, 6, 1)
 PRESENT = tuple(sorted(_everything() - {"identities"}))
 SCORED = [*(feature for feature, _ in scores.SCORED.values()), *scores.BEHAVIOUR]
 EDGES = {name: [float(edge) for edge in range(101)] for name in SCORED}
+CLV = Clv(BgNbd(0.7, 66.0, 0.2, 3.3), GammaGamma(2.5, 3.5, 400.0))
 PSEUDONYMS = Pseudonyms(b"")
-MANIFEST = Manifest("random", "UTC", "EUR", 90, 3650.0, 5000.0, PRESENT, "x", PSEUDONYMS.check, fitted=Fitted(EDGES, ["DE", "FR"]))
+MANIFEST = Manifest("random", "UTC", "EUR", 90, 3650.0, 5000.0, PRESENT, "x", PSEUDONYMS.check, fitted=Fitted(EDGES, CLV, ["DE", "FR"]))
 DATABASE = reduce.request_engine()
 STATEMENTS = reduce.compiled(MANIFEST.tables)
 TIMES = {name: str(source.event_time) for name, source in SOURCES.items() if source.event_time and name not in ("customers", "identities")}
