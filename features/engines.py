@@ -5,7 +5,7 @@ Both run the same Ibis relations and the same fold.
 
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -59,55 +59,63 @@ def _duckdb(
 ) -> Iterator[pa.Table]:
     """The profile kind by kind, then the fold; a large profile waits on the disk, in ranges of persons."""
     rows = sum(store.rows.values())
-    hull = connection.sql("FROM hull").to_arrow_table() if linked else None
-    wanted = queries(manifest, moments, linked)
     if rows < STAGED_ROWS:
-        parts = iter([in_memory(connection, wanted)])
+        parts = iter([in_memory(connection, manifest.tables, moments, linked)])
     else:
-        parts = _through_the_disk(connection, wanted, linked, 1 if rows <= 16 * RANGE_ROWS else 2, folder)
+        parts = _through_the_disk(connection, manifest.tables, moments, linked, 1 if rows <= 16 * RANGE_ROWS else 2, folder)
+    hull = connection.sql("FROM hull").to_arrow_table() if linked else None
     for tables in parts:
         for part in from_arrow(tables, hull).parts(FOLD_EVENTS):
             yield from table.fold(part, moments, manifest, manifest.snapshots)
 
 
-def queries(manifest: Manifest, moments: Sequence[datetime], linked: bool) -> dict[str, str]:
-    """The profile's tables as DuckDB SQL."""
-    queries = {kind: reduce.to_sql(relation) for kind, relation in reduce.relations(manifest.tables, moments).items()}
-    return queries | ({PERSON: "SELECT customer_id, moment AS at, person_id FROM persons"} if linked else {})
-
-
-def in_memory(connection: duckdb.DuckDBPyConnection, wanted: Mapping[str, str]) -> dict[str, pa.Table]:
-    """The profile's tables. The engine matches lines and deliveries to their orders, faster than Arrow does outside it."""
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE numbered AS {wanted['order']}")
-    found = {}
-    for kind, sql in wanted.items():
-        if kind == "order":
-            sql = f"SELECT * EXCLUDE (order_id), rowid AS {ORDER_NO} FROM numbered"
-        elif kind != PERSON and not reduce.KINDS[kind].owned:
-            sql = f"SELECT r.* EXCLUDE (order_id), numbered.rowid AS {ORDER_NO} FROM ({sql}) AS r JOIN numbered USING (order_id)"
-        found[kind] = connection.sql(sql).to_arrow_table()
-    connection.execute("DROP TABLE numbered")
-    return found
+def in_memory(
+    connection: duckdb.DuckDBPyConnection, sources: Sequence[str], moments: Sequence[datetime], linked: bool
+) -> dict[str, pa.Table]:
+    """The profile's tables over the canonical tables that ``connection`` sees."""
+    queries = _queries(connection, sources, moments, linked)
+    return {kind: connection.sql(f"SELECT {columns} FROM {rows}").to_arrow_table() for kind, (columns, rows, _) in queries.items()}
 
 
 def _through_the_disk(
-    connection: duckdb.DuckDBPyConnection, wanted: Mapping[str, str], linked: bool, digits: int, folder: Path
+    connection: duckdb.DuckDBPyConnection, sources: Sequence[str], moments: Sequence[datetime], linked: bool, digits: int, folder: Path
 ) -> Iterator[dict[str, pa.Table]]:
     """The profile of one range of persons after another: those whose ids, which are hexadecimal, begin with the same digits."""
-    for kind, sql in wanted.items():
+    for kind, (columns, rows, person) in _queries(connection, sources, moments, linked).items():
         (folder / kind).mkdir(parents=True)
-        owned = kind == PERSON or reduce.KINDS[kind].owned
-        rows = f"({sql}) AS r" + ("" if owned else " JOIN (SELECT order_id, customer_id FROM orders) AS o USING (order_id)")
-        customer, person = f"{'r' if owned else 'o'}.customer_id", ""
         if linked:
-            rows, person = f"{rows} LEFT JOIN hull AS h ON h.customer_id = {customer}", "h.person_id, "
-        chosen = f"SELECT r.*, left(coalesce({person}{customer}), {digits}) AS range FROM {rows}"
+            rows, person = f"{rows} LEFT JOIN hull AS h ON h.customer_id = {person}", f"coalesce(h.person_id, {person})"
+        chosen = f"SELECT {columns}, left({person}, {digits}) AS range FROM {rows}"
         connection.execute(f"COPY ({chosen}) TO '{folder / kind}' (FORMAT parquet, COMPRESSION lz4, PARTITION_BY (range))")
+    connection.execute("DROP TABLE numbered")
     for name in sorted({place.name for place in folder.glob("*/range=*")}):
-        places = [place for place in sorted(folder.glob(f"*/{name}"))]
+        places = sorted(folder.glob(f"*/{name}"))
         yield {place.parent.name: pq.read_table(place, partitioning=None) for place in places}
         for place in places:
             shutil.rmtree(place)
+
+
+def _queries(
+    connection: duckdb.DuckDBPyConnection, sources: Sequence[str], moments: Sequence[datetime], linked: bool
+) -> dict[str, tuple[str, str, str]]:
+    """Columns, rows and customer of each of the profile's tables, as SQL.
+
+    Orders are numbered in a table: the engine finds the order of a line faster than Arrow does outside it (`profile.ORDER_NO`).
+    """
+    relations = {kind: reduce.to_sql(relation) for kind, relation in reduce.relations(sources, moments).items()}
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE numbered AS {relations['order']}")
+    found = {}
+    for kind, sql in relations.items():
+        if kind == "order":
+            found[kind] = (f"n.* EXCLUDE (order_id), n.rowid AS {ORDER_NO}", "numbered AS n", "n.customer_id")
+        elif reduce.KINDS[kind].owned:
+            found[kind] = ("r.*", f"({sql}) AS r", "r.customer_id")
+        else:
+            columns = f"r.* EXCLUDE (order_id), n.rowid AS {ORDER_NO}"
+            found[kind] = (columns, f"({sql}) AS r JOIN numbered AS n ON n.order_id = r.order_id", "n.customer_id")
+    if linked:
+        found[PERSON] = ("r.customer_id, r.moment AS at, r.person_id", "persons AS r", "r.customer_id")
+    return found
 
 
 def _ahead(items: Iterator[pa.Table]) -> Iterator[pa.Table]:

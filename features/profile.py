@@ -18,7 +18,7 @@ NEVER = np.iinfo(np.int64).max
 EXACT_UNITS = 10_000
 """Canonical money and quantities have four decimals."""
 ORDER_NO = "order_no"
-"""Column that may stand for ``order_id`` in all tables of a profile: a number from 0 on for each order."""
+"""Column that may stand for ``order_id`` in all tables of a profile: a number for each order."""
 _SECOND_US = 1_000_000
 _NULL_TIME = np.iinfo(np.int64).min
 
@@ -118,8 +118,9 @@ def _all_logs(there: Mapping[str, pa.Table], customers: Mapping[str, Ints]) -> I
 def _matched(rows: pa.Table, orders: pa.Table) -> tuple[Ints, pa.Table]:
     """For each row with a known order the position of that order, and these rows; by `ORDER_NO` where the engine numbered them."""
     if ORDER_NO in rows.column_names:
-        place = np.empty(len(orders), dtype=np.int64)
-        place[orders[ORDER_NO].to_numpy()] = np.arange(len(orders))
+        numbers = orders[ORDER_NO].to_numpy()
+        place = np.empty(numbers.max(initial=-1) + 1, dtype=np.int64)
+        place[numbers] = np.arange(numbers.size)
         return place[rows[ORDER_NO].to_numpy()], rows
     order = pc.index_in(rows["order_id"], orders["order_id"].combine_chunks())
     if order.null_count:

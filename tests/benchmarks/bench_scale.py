@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import ibis
 import pyarrow as pa
 
 from features import engines, mapping, reduce, rfm, table, windows
@@ -72,10 +71,9 @@ def _twenty(folder: Path) -> Iterator[Result]:
 def _ours(store: Store, file: Path) -> int:
     """Reduce of the orders and fold of the families `rfm` and `windows`, as for a shop that maps orders and lines without products."""
     with store.connect(file) as connection:
-        relations = reduce.relations(["orders", "order_lines"], [SNAPSHOT])
-        relations["line"] = relations["line"].mutate(**dict.fromkeys(("product_id", "category", "brand"), ibis.null("string")))
-        kinds = engines.in_memory(connection, {kind: reduce.to_sql(rows) for kind, rows in relations.items()})
-        h = as_of(from_arrow(kinds), SNAPSHOT, 90)
+        lines = "SELECT * REPLACE (NULL::VARCHAR AS product_id, NULL::VARCHAR AS category, NULL::VARCHAR AS brand) FROM order_lines"
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW order_lines AS {lines.replace('order_lines', 'memory.order_lines')}")
+        h = as_of(from_arrow(engines.in_memory(connection, ["orders", "order_lines"], [SNAPSHOT], False)), SNAPSHOT, 90)
     features = rfm.FAMILY.fold(h) | windows.FAMILY.fold(h)
     return int(pa.table({"customer_id": h.customer_id} | {name: pa.array(values) for name, values in features.items()}).num_rows)
 

@@ -145,7 +145,7 @@ def connection(found: dict[str, pa.Table]) -> duckdb.DuckDBPyConnection:
 
 def linked_rows(database: duckdb.DuckDBPyConnection, moments: list[datetime]) -> pa.Table:
     """The raw feature rows of a database whose identities were joined, as a batch makes them."""
-    kinds = engines.in_memory(database, engines.queries(MANIFEST, moments, True))
+    kinds = engines.in_memory(database, MANIFEST.tables, moments, True)
     hull = database.sql("FROM hull").to_arrow_table()
     return pa.concat_tables(table.fold(from_arrow(kinds, hull), moments, MANIFEST))
 
