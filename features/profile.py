@@ -79,8 +79,8 @@ class Profile:
         """The same in parts of about so many events that never cut a person in two, in order."""
         ends = np.flatnonzero(np.append(self.hull[1:] != self.hull[:-1], True)) + 1
         begins = {kind: np.append(0, np.cumsum(np.bincount(log.customer, minlength=self.hull.size))) for kind, log in self.logs.items()}
-        filled = sum(begins.values(), np.zeros(self.hull.size + 1, dtype=np.int64))[ends] // events
-        cuts = ends[np.append(filled[1:] != filled[:-1], True)] if self.hull.size else ends[:0]
+        reached = sum(begins.values(), np.zeros(self.hull.size + 1, dtype=np.int64))[ends] // events
+        cuts = ends[np.append(reached[1:] != reached[:-1], True)] if self.hull.size else ends[:0]
         for first, end in zip(np.append(0, cuts[:-1]), cuts, strict=True):
             logs = {kind: log.where(slice(begins[kind][first], begins[kind][end]), first) for kind, log in self.logs.items()}
             yield Profile(self.customer_id[first:end], self.hull[first:end], logs, self.countries)

@@ -2,9 +2,10 @@
 
 The rivals read the same Parquet files and compute the same 20 features: recency, frequency, monetary value, tenure, and orders,
 spend, units and lines of four windows. Holdfast computes the whole families `windows` and `rfm` (36) for that figure.
-`make bench ROWS=100000000` also runs the full set at that size (minutes, gigabytes of disk).
+`make bench ROWS=100000000` also runs the full set at that size (half an hour, tens of gigabytes of disk).
 """
 
+import math
 import os
 import tempfile
 import time
@@ -20,6 +21,7 @@ import pyarrow as pa
 from features import engines, mapping, reduce, rfm, table, windows
 from features.history import as_of
 from features.mapping import Dataset
+from features.memory import PeakMemory
 from features.profile import from_arrow
 from features.pseudonym import of_dataset
 from features.simulate import simulate
@@ -30,6 +32,7 @@ from validation.stages import _manifest
 
 SNAPSHOT = datetime(2025, 10, 1)
 DAYS = (30, 90, 180, 365)
+TEN_MILLION = 10_000_000
 ROWS_PER_CUSTOMER = 48.4
 """Order lines and events of a simulated customer."""
 TWELVE = [datetime(2025, month, 1) for month in range(1, 13)]
@@ -37,16 +40,18 @@ TWELVE = [datetime(2025, month, 1) for month in range(1, 13)]
 
 def run() -> Iterator[Result]:
     """All benchmarks of scale."""
+    sizes = [1_000_000, TEN_MILLION, *([int(os.environ["ROWS"])] if "ROWS" in os.environ else [])]
     with tempfile.TemporaryDirectory() as folder:
-        yield from _twenty(Path(folder) / "lines")
-        sizes = [1_000_000, 10_000_000]
-        if "ROWS" in os.environ:
-            sizes.append(int(os.environ["ROWS"]))
-        base = None
+        twenty = list(_twenty(Path(folder) / "lines"))
+        yield from twenty
+        rate = None
         for size in sizes:
-            rate, results = _everything(Path(folder) / str(size), size, base)
-            base = base or rate
+            seconds, rows, results = _everything(Path(folder) / str(size))
+            rate = rate or rows / seconds
             yield from results
+            yield Result(f"features.all.{rows / 1e6:.0f}M_rows", rows / seconds, "rows/s", "same, smallest size", rate, True)
+            if size == TEN_MILLION:
+                yield Result("features.all.10M_rows.seconds", seconds, "s", "20 features of 10M order lines", twenty[0].value)
 
 
 def _shop(folder: Path, customers: int, **given: float) -> tuple[Dataset, Store, Path]:
@@ -61,11 +66,14 @@ def _twenty(folder: Path) -> Iterator[Result]:
     _, store, file = _shop(folder, 250_000, lines_per_customer=40.0, events_per_customer=1.0)
     rows = store.rows["order_lines"]
     paths = {name: store.paths(file, name) for name in ("orders", "order_lines")}
-    ours = _seconds(lambda: _ours(store, file))
     rivals = {"DuckDB SQL": _duckdb, "polars lazy": _polars, "pandas": _pandas}
-    found = {name: _seconds(lambda rival=rival: rival(paths)) for name, rival in rivals.items()}
-    for name, seconds in found.items():
-        yield Result(f"features.20_windowed_rfm.{rows / 1e6:.0f}M_rows", ours, "s", f"{name}, 20 features", seconds)
+    found = dict.fromkeys((*rivals, "ours"), math.inf)
+    for _ in range(3):  # in turn, so that a slow minute of the machine is everybody's
+        found["ours"] = min(found["ours"], _seconds(lambda: _ours(store, file), 1))
+        for name, rival in rivals.items():
+            found[name] = min(found[name], _seconds(lambda rival=rival: rival(paths), 1))
+    for name in rivals:
+        yield Result(f"features.20_windowed_rfm.{rows / 1e6:.0f}M_rows", found["ours"], "s", f"{name}, 20 features", found[name])
 
 
 def _ours(store: Store, file: Path) -> int:
@@ -141,20 +149,17 @@ def _pandas(paths: dict[str, list[str]]) -> int:
     return len(pd.concat(found, axis=1).fillna(0))
 
 
-def _everything(folder: Path, rows: int, base: float | None) -> tuple[float, list[Result]]:
-    """All features of all sources at one snapshot and, up to 10 million rows, at twelve; rows are order lines and events."""
-    dataset, store, file = _shop(folder, round(rows / ROWS_PER_CUSTOMER))
+def _everything(folder: Path, size: int) -> tuple[float, int, list[Result]]:
+    """All features of all sources at one snapshot and at twelve: seconds of the one, order lines and events, and the results."""
+    dataset, store, file = _shop(folder, round(size / ROWS_PER_CUSTOMER))
     rows = store.rows["order_lines"] + store.rows["events"]
+    name, peak = f"features.all.{rows / 1e6:.0f}M_rows", PeakMemory()
+    peak.watch()
     one = _seconds(lambda: _build(dataset, store, file, [SNAPSHOT]), 1)
-    online = list(_online(dataset, store, file)) if rows < 5000000 else []
-    results = [
-        *online,
-        Result(f"features.all.{rows / 1e6:.0f}M_rows", rows / one, "rows/s", "same, smallest size", base or rows / one, True),
-    ]
-    if rows < 50_000_000:
-        twelve = _seconds(lambda: _build(dataset, store, file, TWELVE), 1)
-        results.append(Result(f"features.all.{rows / 1e6:.0f}M_rows.12_snapshots", twelve, "s", "1 snapshot", one))
-    return rows / one, results
+    results = [Result(f"{name}.peak_memory", peak.megabytes() / 1024, "GiB", "the bound", 16.0)]
+    twelve = _seconds(lambda: _build(dataset, store, file, TWELVE), 1)
+    results.append(Result(f"{name}.12_snapshots", twelve, "s", "1 snapshot", one))
+    return one, rows, [*results, *(_online(dataset, store, file) if size < TEN_MILLION else ())]
 
 
 def _online(dataset: Dataset, store: Store, file: Path) -> Iterator[Result]:
