@@ -24,9 +24,15 @@ FIT_ROWS = 10_000
 """Customers that parameters are fitted on, at most."""
 ORDERS_DAYS, VALUE_DAYS = 90, 365
 FEATURES = (
-    Feature("expected_orders_90d", "count", "days with an order expected in the next 90 days", "is expected to order {value} times", 2),
-    Feature("expected_order_value", "currency", "value expected of a day with an order", "is expected to spend {value} a time"),
-    Feature("clv_365d", "currency", "spend expected in the next 365 days", "is expected to spend {value} in a year"),
+    Feature(
+        "expected_orders_90d",
+        "count",
+        "days with an order expected in the next 90 days",
+        "is expected to order {value} times in the next 90 days",
+        2,
+    ),
+    Feature("expected_order_value", "currency", "value expected of a day with an order", "is expected to spend {value} on the next order"),
+    Feature("clv_365d", "currency", "spend expected in the next 365 days", "is expected to spend {value} in the next 365 days"),
 )
 _LARGEST_LOG = 12.0
 
