@@ -46,7 +46,7 @@ def run() -> Iterator[Result]:
         yield from twenty
         rate = None
         for size in sizes:
-            seconds, rows, results = _everything(Path(folder) / str(size))
+            seconds, rows, results = _everything(Path(folder) / str(size), size)
             rate = rate or rows / seconds
             yield from results
             yield Result(f"features.all.{rows / 1e6:.0f}M_rows", rows / seconds, "rows/s", "same, smallest size", rate, True)
