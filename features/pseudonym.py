@@ -1,4 +1,4 @@
-"""Persons' ids never reach the disk: a keyed HMAC-SHA256 (RFC 2104), cut to 128 bits, stands for each.
+"""Persons' ids are never stored: a keyed HMAC-SHA256 (RFC 2104), cut to 128 bits, stands for each.
 
 The key is the environment's ``HOLDFAST_ID_KEY`` (hexadecimal, 32 bytes or more). Public and synthetic data sets
 (``personal = false``) use an empty key, so that everybody gets the same pseudonyms. Who holds the key can turn an
