@@ -101,6 +101,33 @@ TOUCHPOINTS = (
 """The eight touchpoints [P 2.3.2, 1.3.1, 3.3]. Reported risks are shown beside measured ones, never used."""
 
 
+class ChurnReason(StrEnum):
+    """Why a customer is likely to leave, as far as the data tell [L 2.5]; it decides the strategy."""
+
+    PRICE = "price"
+    SERVICE = "service"
+    NEED_CHANGED = "need_changed"
+    UNKNOWN = "unknown"
+
+
+REASON_FAMILIES = {
+    ChurnReason.PRICE: ("discounts", "coupons", "prices"),
+    ChurnReason.SERVICE: ("service", "deliveries", "returns", "reviews"),
+    ChurnReason.NEED_CHANGED: ("products", "novelty", "categories", "brands", "browsing", "carts"),
+}
+"""Feature families whose rising contributions speak for a reason."""
+
+REASON_TOUCHPOINTS = {
+    "tp_complaint_open": ChurnReason.SERVICE,
+    "tp_refund_late": ChurnReason.SERVICE,
+    "tp_delivery_late": ChurnReason.SERVICE,
+}
+"""Touchpoints that speak for a reason by themselves."""
+
+REASON_LEAST = 0.15
+"""Log odds that a reason must add at least, else it is unknown; a touchpoint counts as much."""
+
+
 class ValueSegment(StrEnum):
     """What the customer is worth a year."""
 

@@ -132,7 +132,7 @@ def _matched(rows: pa.Table, orders: pa.Table) -> tuple[Ints, pa.Table]:
 def _orders(orders: pa.Table, customer: Ints, lines: pa.Table | None) -> Iterator[tuple[str, Log]]:
     """Orders with what their lines come to, or their own amount without any; and, one by one, the products of each order."""
     ((_, log),) = _logs("order", KINDS["order"], orders, customer)
-    sums = dict.fromkeys(("spend", "units", "lines", "discount"), np.zeros(customer.size))
+    sums = dict.fromkeys((*_LINE_SUMS, "lines"), np.zeros(customer.size))
     if lines is not None:
         order, lines = _matched(lines, orders)
         measures = {name: _units(lines[column]) for name, column in _LINE_SUMS.items()}
@@ -281,5 +281,5 @@ def nothing() -> Iterator[tuple[str, Log]]:
 
 
 _NO_INTS = np.zeros(0, dtype=np.int64)
-_LINE_SUMS = {"spend": "amount", "units": "quantity", "discount": "discount"}
+_LINE_SUMS = {"spend": "amount", "units": "quantity", "discount": "discount", "product_age": "product_age_days"}
 _RETURN_SUMS = {"spend": "amount", "units": "quantity"}

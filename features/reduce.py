@@ -126,9 +126,10 @@ def _moment(moment: datetime) -> ir.Value:
     return ibis.literal(moment.isoformat()).cast("timestamp(6)")
 
 
+_LINE = ("amount", "quantity", "discount", "product_age_days")
 KINDS: dict[str, Kind] = {
     "order": Kind("orders", "ordered_at", keys=("customer_id", "order_id"), measures=("amount",), void="cancelled_at"),
-    "line": Kind("order_lines", keys=("order_id",), texts=("product_id", "category", "brand"), measures=("amount", "quantity", "discount")),
+    "line": Kind("order_lines", keys=("order_id",), texts=("product_id", "category", "brand"), measures=_LINE),
     "return": Kind(
         "returns",
         "returned_at",

@@ -105,6 +105,7 @@ _ORDER_LINES = Source(
         _quantity("quantity", "units, above 0"),
         _amount("amount", "net value of the line after discount"),
         _amount("discount", "value taken off by discounts and coupons", False, "0"),
+        _amount("product_age_days", "days the product had been on sale when it was ordered", False, "0"),
         Column("line_id", TEXT, "unique id of the line; identical copies are then dropped", False),
     ),
     key=("line_id",),

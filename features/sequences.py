@@ -18,38 +18,51 @@ _DAY_US = 86_400_000_000
 
 @dataclass(frozen=True)
 class Channel:
-    """A weekly sum of a measure (None: number of events) of one kind of event."""
+    """A weekly sum of a measure (None: number of events) of one kind of event.
+
+    ``feature`` is the one that says in words what the channel shows: reasons are told by it.
+    """
 
     name: str
     kind: str
     measure: str | None
     source: str
+    feature: str
 
 
 CHANNELS = (
-    Channel("orders", "order", None, "orders"),
-    Channel("spend", "order", "spend", "orders"),
-    Channel("units", "order", "units", "orders"),
-    Channel("products", "item", None, "orders"),
-    Channel("returns", "return", None, "orders"),
-    Channel("views", "browse", "views", "events"),
-    Channel("cart_adds", "browse", "adds", "events"),
-    Channel("sessions", "browse", "sessions", "events"),
-    Channel("seconds", "browse", "seconds", "events"),
-    Channel("contacts_sent", "contact", None, "contacts"),
-    Channel("contacts_opened", "opened", None, "contacts"),
-    Channel("contacts_clicked", "clicked", None, "contacts"),
-    Channel("coupons_claimed", "coupon", None, "coupons"),
-    Channel("tickets", "ticket", None, "tickets"),
-    Channel("complaints", "ticket", "complaint", "tickets"),
-    Channel("reviews", "review", None, "reviews"),
-    Channel("deliveries", "delivery", None, "deliveries"),
-    Channel("points_earned", "points", "earned", "points"),
-    Channel("points_spent", "points", "spent", "points"),
+    Channel("orders", "order", None, "orders", "orders_half_life_90d"),
+    Channel("spend", "order", "spend", "orders", "spend_half_life_90d"),
+    Channel("units", "order", "units", "orders", "units_90d"),
+    Channel("products", "item", None, "orders", "products_90d"),
+    Channel("returns", "return", None, "orders", "returns_90d"),
+    Channel("views", "browse", "views", "events", "views_90d"),
+    Channel("cart_adds", "browse", "adds", "events", "cart_adds_90d"),
+    Channel("sessions", "browse", "sessions", "events", "sessions_90d"),
+    Channel("seconds", "browse", "seconds", "events", "browse_minutes_90d"),
+    Channel("contacts_sent", "contact", None, "contacts", "contacts_sent_90d"),
+    Channel("contacts_opened", "opened", None, "contacts", "contacts_opened_90d"),
+    Channel("contacts_clicked", "clicked", None, "contacts", "contacts_clicked_90d"),
+    Channel("coupons_claimed", "coupon", None, "coupons", "coupons_claimed_90d"),
+    Channel("tickets", "ticket", None, "tickets", "tickets_365d"),
+    Channel("complaints", "ticket", "complaint", "tickets", "complaints_365d"),
+    Channel("reviews", "review", None, "reviews", "reviews_total"),
+    Channel("deliveries", "delivery", None, "deliveries", "deliveries_total"),
+    Channel("points_earned", "points", "earned", "points", "points_earned_90d"),
+    Channel("points_spent", "points", "spent", "points", "points_spent_90d"),
 )
 """Values are log(1 + x). The first five are always there, zeros without their source. No season: see `seasons.py`."""
-EVENT_KINDS = ("order", "return", "browse", "contact", "coupon", "ticket", "review", "delivery")
-"""What the last events tell: their type is the position here plus one (0 is padding)."""
+EVENT_KINDS: dict[str, str] = {
+    "order": "orders_half_life_90d",
+    "return": "returns_90d",
+    "browse": "browse_days_90d",
+    "contact": "contacts_sent_90d",
+    "coupon": "coupons_claimed_90d",
+    "ticket": "tickets_365d",
+    "review": "reviews_total",
+    "delivery": "deliveries_total",
+}
+"""What the last events tell, and the feature that says so in words: their type is the position here plus one (0 is padding)."""
 
 
 def channels(sources: Iterable[str]) -> tuple[Channel, ...]:
@@ -97,6 +110,18 @@ def dense(cells: pa.ListArray, values: pa.ListArray, channels: int) -> npt.NDArr
     x = np.zeros(len(cells) * width, dtype=np.float32)
     x[row * width + cells.flatten().to_numpy()] = values.flatten().to_numpy()
     return x.reshape(len(cells), WEEKS, channels)
+
+
+def padded(lists: pa.ListArray, length: int) -> tuple[npt.NDArray[np.float32], Ints]:
+    """The last ``length`` values of each list at the left of a row, zeros after them (n, length), and how many there are (n,)."""
+    size = lists.value_lengths().fill_null(0).to_numpy().astype(np.int64)
+    kept = np.minimum(size, length)
+    row = np.repeat(np.arange(len(lists)), kept)
+    place = np.arange(row.size) - np.repeat(np.cumsum(kept) - kept, kept)
+    first = np.cumsum(size) - kept  # of the kept ones, in the flat values
+    x = np.zeros((len(lists), length), dtype=np.float32)
+    x[row, place] = lists.flatten().to_numpy()[first[row] + place]
+    return x, kept
 
 
 def last_events(h: History) -> dict[str, pa.Array]:

@@ -36,6 +36,9 @@ class Settings(BaseSettings):
         pattern=r"^[0-9.]+ ?[KMGT]i?B$",
         description="DuckDB's limit, e.g. 8GB; default: half of the machine's",
     )
+    study_storage: SecretStr | None = Field(
+        default=None, description="SQLAlchemy URL of the studies, for workers on several machines; default: SQLite in the home"
+    )
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
     def __init__(self, **given: Any) -> None:

@@ -20,7 +20,6 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Rng = np.random.Generator
-
 # People; by value level 0, 1, 2 where there are three figures.
 ACCOUNTS_PER_PERSON, PROSPECT_SHARE, HURT_SHARE = 1.05, 0.015, 0.4
 EARLY_SHARE, EARLY_DAYS, EARLY_ENTRY_DAYS = 0.4, 1095, 120
@@ -290,7 +289,8 @@ def _orders(w: World) -> Table:
 def _order_lines(w: World) -> Table:
     product, brands = w.lines.product, _catalogue(w.plan.seed)[2]
     kinds = {"category": _some(w.rng, product % CATEGORIES, CATEGORY_NAMES), "brand": _some(w.rng, brands[product], BRAND_NAMES)}
-    bought = {"quantity": w.lines.quantity, "amount": w.lines.amount, "discount": w.lines.discount}
+    on_sale = (w.orders.at[w.lines.order] - END) / DAY + shop.LONGEST_DAYS + product * 37 % 900  # a product came out when its number says
+    bought = {"quantity": w.lines.quantity, "amount": w.lines.amount, "discount": w.lines.discount, "product_age_days": on_sale.round(2)}
     return bought | kinds | {"product_id": _some(w.rng, product, PRODUCT_NAMES), "order_id": w.ids("O", w.lines.order)}
 
 

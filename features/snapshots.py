@@ -1,22 +1,22 @@
 """When predictions are made, and which snapshots may teach which."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 
 from features.errors import InputError
 from features.mapping import Dataset
 
-VALIDATION_SNAPSHOTS = 2
-CALIBRATION_SNAPSHOTS = 2
+VALIDATION_SNAPSHOTS = 3
+CALIBRATION_SNAPSHOTS = 3
 
 
 @dataclass(frozen=True)
 class Split:
     """Roles of the labelled snapshots; between any fit and its test lies an embargo of one horizon.
 
-    ``base`` teaches the tuning that ``validation`` judges; the last ``calibration`` snapshot comes a horizon
-    later; the final model learns from every snapshot whose label window ends before ``test``.
+    Origins are predicted by models that learnt only from ``before(origin)``: on those of ``validation`` tuning is judged, those
+    of ``calibration``, the last of them a horizon later, fit blend and calibration; the final model learns from every
+    snapshot whose label window ends before ``test``. Score edges are fitted on ``base``.
     """
 
     horizon: timedelta
@@ -27,29 +27,28 @@ class Split:
         """Snapshots whose label window has ended by ``moment``: all that may be learnt from then."""
         return tuple(t for t in self.labelled if t + self.horizon <= moment)
 
+    def origins(self, moment: datetime, most: int) -> tuple[datetime, ...]:
+        """Snapshots to predict out of time, back from a moment in steps of a horizon, each with snapshots to learn from; oldest first."""
+        found: list[datetime] = []
+        while len(found) < most and (known := self.before(moment)) and self.before(known[-1]):
+            moment = known[-1]
+            found.insert(0, moment)
+        return tuple(found)
+
     @property
     def calibration(self) -> tuple[datetime, ...]:
-        """Origins of out-of-time predictions, back from the test in steps of a horizon.
-
-        Each is predicted by a model that learnt only from ``before(origin)``. The latest calibrates the final
-        model; calibrated on the one before, it also picks the challenger.
-        """
-        origins: list[datetime] = []
-        moment = self.test
-        while len(origins) < CALIBRATION_SNAPSHOTS and (known := self.before(moment)) and self.before(known[-1]):
-            moment = known[-1]
-            origins.insert(0, moment)
-        return tuple(origins)
+        """Origins known at the test: blend and calibration are fitted on them; fitted on all but the last, they judge candidates there."""
+        return self.origins(self.test, CALIBRATION_SNAPSHOTS)
 
     @property
     def validation(self) -> tuple[datetime, ...]:
-        """The latest snapshots whose labels are known at the last calibration snapshot: what tuning is judged by."""
-        return self.before(self.calibration[-1])[-VALIDATION_SNAPSHOTS:]
+        """Origins known at the last calibration snapshot: the rolling folds of tuning."""
+        return self.origins(self.calibration[-1], VALIDATION_SNAPSHOTS)
 
     @property
     def base(self) -> tuple[datetime, ...]:
-        """Training snapshots of the tuning; also what bin edges are fitted on."""
-        return self.before(self.validation[0])
+        """Snapshots that teach the last fold of tuning; also what score edges are fitted on, without labels."""
+        return self.before(self.validation[-1])
 
 
 def schedule(dataset: Dataset, first_order: datetime, last_event: datetime) -> tuple[Split, datetime]:
@@ -93,9 +92,8 @@ def _steps(first: datetime, last: datetime, every: str | int) -> list[datetime]:
 
 
 def _check_length(split: Split, file: str, first_order: datetime, last_event: datetime) -> None:
-    calibration: Sequence[datetime] = split.before(split.test)
-    validation = split.before(calibration[-1]) if calibration else ()
-    if validation and split.before(validation[-VALIDATION_SNAPSHOTS:][0]):
+    calibration = split.calibration
+    if calibration and split.origins(calibration[-1], 1):
         return
     days = split.horizon.days
     raise InputError(

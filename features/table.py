@@ -31,6 +31,7 @@ from features import (
     label,
     lifecycle,
     loyalty,
+    novelty,
     products,
     reduce,
     returns,
@@ -47,6 +48,7 @@ from features import (
     windows,
 )
 from features.errors import InputError
+from features.events import Floats
 from features.family import Family, Feature
 from features.files import sha256_json
 from features.history import History, as_of
@@ -65,6 +67,7 @@ FAMILIES: tuple[Family, ...] = (
     tastes.BRANDS,
     tastes.PRICES,
     discounts.FAMILY,
+    novelty.FAMILY,
     returns.FAMILY,
     seasons.FAMILY,
     browsing.FAMILY,
@@ -82,8 +85,12 @@ FAMILIES: tuple[Family, ...] = (
 )
 KEYS = ("customer_id", "snapshot")
 LABEL = "churned"
+NEXT_ORDER = "next_order_days"
+"""Days until the next order where it falls within the horizon, else null; not a feature."""
 WEEKLY = ("week_cells", "week_values")
 """The weekly sequences; see `sequences.dense`."""
+EVENTS = ("event_types", "event_gap_days")
+"""The last events; see `sequences.last_events`."""
 COUNTRY_SOURCE = "customers.country"
 FIT_ROWS = 100_000
 """Base rows that the score edges are fitted on, about and at most."""
@@ -112,6 +119,8 @@ class Manifest:
     test: datetime | None = None
     latest: datetime | None = None
     fitted: Fitted | None = None
+    columns: tuple[str, ...] = ()
+    """Features of a table that another feature store built; then there are no families, scores or sequences."""
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -121,13 +130,17 @@ class Manifest:
     @cached_property
     def families(self) -> list[tuple[Family, tuple[Feature, ...]]]:
         """The families whose sources are there, each with its features whose sources are there."""
+        if self.columns:
+            return []
         fed = [(family, family.fed_by(self.sources)) for family in FAMILIES]
         return [(family, features) for family, features in fed if features]
 
     @property
     def left_out(self) -> dict[str, tuple[str, ...]]:
         """Families of which features are left out, with the sources they lack."""
-        found = {}
+        found: dict[str, tuple[str, ...]] = {}
+        if self.columns:
+            return found
         for family in FAMILIES:
             needs = {need for feature in family.features for need in (*family.needs, *feature.needs)}
             if lacking := tuple(sorted(needs - set(self.sources))):
@@ -137,6 +150,8 @@ class Manifest:
     @property
     def features(self) -> list[Feature]:
         """Every numeric feature in table order."""
+        if self.columns:
+            return [Feature(name, "z", name, f"has a {name} of {{value}}", 2) for name in self.columns]
         raw = [feature for _, features in self.families for feature in features]
         return raw + scores.features([feature.name for feature in raw], COUNTRY_SOURCE in self.sources)
 
@@ -149,6 +164,11 @@ class Manifest:
     def names(self) -> list[str]:
         """Names of the numeric features in table order."""
         return [feature.name for feature in self.features]
+
+    def family_of(self, feature: str) -> str:
+        """Name of the family that a feature belongs to; of a table from elsewhere, the feature's own name."""
+        owner = {one.name: family.name for family, features in self.families for one in features}
+        return owner.get(feature, feature if self.columns else "scores")
 
     @property
     def fingerprint(self) -> str:
@@ -173,6 +193,7 @@ class Manifest:
                 "lookback_days": float(given["lookback_days"]),
                 "sources": tuple(given["sources"]),
                 "snapshots": tuple(map(datetime.fromisoformat, given["snapshots"])),
+                "columns": tuple(given.get("columns", ())),
                 "fitted": given["fitted"] and Fitted.from_json(given["fitted"]),
             }
         )
@@ -192,18 +213,20 @@ def _plain(value: Any) -> Any:
 def fold(profile: Profile, moments: Sequence[datetime], manifest: Manifest, labelled: Iterable[datetime] = ()) -> Iterator[pa.Table]:
     """The profile of whole persons -> raw feature rows, a table for each snapshot (scores not yet added).
 
-    Columns: customer_id, snapshot, churned (null where not ``labelled``), the families' features, stages,
+    Columns: customer_id, snapshot, churned and next_order_days (null where not ``labelled``), the families' features, stages,
     country, sequences. Only eligible customers have a row.
     """
     for moment in moments:
         h = as_of(profile, moment, manifest.horizon_days, manifest.lookback_days)
-        target = label.churned(profile, h) if moment in labelled else np.full(h.n, np.nan)
-        yield _rows(h, target, manifest)
+        known = label.next_order_days(profile, h) if moment in labelled else None
+        yield _rows(h, known, manifest)
 
 
-def _rows(h: History, target: Any, manifest: Manifest) -> pa.Table:
+def _rows(h: History, next_days: Floats | None, manifest: Manifest) -> pa.Table:
     columns: dict[str, Any] = {"customer_id": h.customer_id, "snapshot": pa.array([h.snapshot] * h.n, pa.timestamp("us"))}
-    columns[LABEL] = pa.array(target, from_pandas=True)
+    unknown = np.full(h.n, np.nan)
+    columns[LABEL] = pa.array(unknown if next_days is None else label.churned(next_days), from_pandas=True)
+    columns[NEXT_ORDER] = pa.array(unknown if next_days is None else next_days, from_pandas=True)
     for family, features in manifest.families:
         found = family.fold(h)
         columns |= {feature.name: pa.array(found[feature.name], pa.float64()) for feature in features}
@@ -294,7 +317,7 @@ def _write(path: Path, parts: Iterable[pa.Table], manifest: Manifest, progress: 
     writer = None
     for part in parts:
         if writer is None:
-            schema = part.schema.with_metadata({_MANIFEST_KEY: json.dumps(manifest.to_json())})
+            schema = store_manifest(part, manifest).schema
             texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name != "customer_id"]
             writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, use_dictionary=texts)
         writer.write_table(part.cast(writer.schema), row_group_size=100_000)
@@ -302,6 +325,11 @@ def _write(path: Path, parts: Iterable[pa.Table], manifest: Manifest, progress: 
     if writer is None:
         raise InputError("orders", "no customer has an order", "check the `where` filters of [tables.orders]")
     writer.close()
+
+
+def store_manifest(rows: pa.Table, manifest: Manifest) -> pa.Table:
+    """The rows with their manifest, as `read_manifest` finds it in their file."""
+    return rows.replace_schema_metadata({_MANIFEST_KEY: json.dumps(manifest.to_json())})
 
 
 def content_hash(path: Path) -> str:

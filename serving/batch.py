@@ -1,5 +1,6 @@
 """Batch scoring of the latest snapshot: the same engine as the service, one Parquet file as the result."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,16 @@ def score(package: Path, features: Path, out: Path) -> int:
 def _flat(answer: dict[str, Any], engine: Engine) -> dict[str, Any]:
     gains = {f"expected_gain_{tier}": gain for tier, gain in answer["expected_gain"].items()}
     texts = [reason["text"] for reason in answer["reasons"]]
-    kept = {name: value for name, value in answer.items() if name not in ("expected_gain", "reasons", "status")}
+    kept = {name: value for name, value in answer.items() if name not in ("expected_gain", "reasons", "status", "next_order_days")}
+    next_order = {f"next_order_days_{name}": days if days is not None else math.inf for name, days in answer["next_order_days"].items()}
     kept["snapshot"] = kept["snapshot"].replace(tzinfo=None)
     versions = {"model_version": engine.identity["model_version"], "policy_version": engine.policy.version}
-    return {**kept, "strategy": kept["strategy"] or "", "channel": kept["channel"] or "", "reasons": texts or [""], **gains, **versions}
+    return {
+        **kept,
+        "strategy": kept["strategy"] or "",
+        "channel": kept["channel"] or "",
+        "reasons": texts or [""],
+        **next_order,
+        **gains,
+        **versions,
+    }

@@ -34,6 +34,8 @@ EXAMPLE_ANSWER = {
                     "text": "has been silent for 0.1 times the usual gap",
                 }
             ],
+            "churn_reason": "unknown",
+            "next_order_days": {"low": 6.5, "median": 31.0, "high": None},
             "tier": "none",
             "strategy": None,
             "channel": None,

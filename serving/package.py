@@ -13,7 +13,7 @@ from features.files import read_json, write_json
 from features.settings import Settings
 from serving import policy as policies
 from serving.score import IDENTITY
-from training.models.scorer import Scorer, families, verify
+from training.models.scorer import Scorer, verify
 
 CODE = ("features", "serving", "training/models")
 NEEDED = (
@@ -76,7 +76,7 @@ def build(settings: Settings, name: str, policy: Path | None = None) -> dict[str
             source = Path(str(resources.files(part.replace("/", "."))))
             shutil.copytree(source, stage / part, ignore=shutil.ignore_patterns("__pycache__", "*.parquet"))
         shutil.copy(Path(str(resources.files("training"))) / "__init__.py", stage / "training" / "__init__.py")
-        needed = (*NEEDED, *families()[scorer.model.name].requirements)
+        needed = (*NEEDED, *scorer.model.requirements)
         bento = _bento(settings, stage, identity, [f"{p}=={metadata.version(p).split('+')[0]}" for p in needed])
     told = {"tag": str(bento.tag), "path": str(bento.path), **identity}
     write_json(settings.home / "package.json", told)

@@ -146,6 +146,14 @@ class Gains(BaseModel):
     concierge: float
 
 
+class NextOrder(BaseModel):
+    """Days to the next order: median and 80 % interval; null where it lies beyond the horizon."""
+
+    low: float | None
+    median: float | None
+    high: float | None
+
+
 class Scored(BaseModel):
     """One customer's score and recommended decision."""
 
@@ -159,6 +167,8 @@ class Scored(BaseModel):
     plan_stage: Literal["new", "growing", "mature", "silent", "churned"]
     value_segment: Literal["high", "standard"]
     reasons: list[Reason]
+    churn_reason: Literal["price", "service", "need_changed", "unknown"]
+    next_order_days: NextOrder
     tier: Literal["none", "nudge", "offer", "concierge"]
     strategy: str | None
     channel: Literal["push", "e-mail", "sms", "call"] | None

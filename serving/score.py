@@ -55,6 +55,10 @@ class Lookup:
         return cls(rows, {customer: row for row, customer in enumerate(rows["customer_id"].to_pylist())})
 
 
+NEXT_ORDER = ("low", "median", "high")
+"""The quantiles .1, .5 and .9 of the days to the next order."""
+
+
 class Engine:
     """Scores feature rows and raw histories with one model and one policy."""
 
@@ -78,23 +82,34 @@ class Engine:
 
     def decide(self, rows: pa.Table) -> list[dict[str, Any]]:
         """One decision for each row of a feature table, in order (the fields of `schemas.Scored`)."""
-        arrays = Rows.of(rows, self.manifest.names, len(self.manifest.channels))
+        arrays = Rows.of(rows, self.manifest.names, self.manifest.channels)
         p = self.scorer.predict(arrays)
-        reasons = self.explainer.reasons(self.scorer.contributions(arrays), arrays.x_NF)
+        contributions = self.scorer.contributions(arrays)
+        reasons = self.explainer.reasons(contributions, arrays.x_NF)
+        told = zip(reasons, self.explainer.churn_reasons(contributions, arrays.x_NF), self._next_orders(arrays, p), strict=True)
         found = policies.situation(self.policy, rows)
         gains = self.policy.gains(p, found.value, found.segments)
         tiers = self.policy.tiers(p, gains)
         columns = (rows[name].to_pylist() for name in ("customer_id", "snapshot", "lifecycle_stage", "plan_stage", "value_segment"))
         return [
-            self._answer(row, float(p[i]), reasons[i], gains[i].tolist(), tiers[i], found.segments[i])
-            for i, row in enumerate(zip(*columns, strict=True))
+            self._answer(row, float(p[i]), why, gains[i].tolist(), tiers[i], found.segments[i])
+            for i, (row, why) in enumerate(zip(zip(*columns, strict=True), told, strict=True))
         ]
 
-    def _answer(
-        self, row: tuple[Any, ...], p: float, reasons: list[dict[str, Any]], gains: list[float], tier: Any, segment: Any
-    ) -> dict[str, Any]:
+    def _next_orders(self, rows: Rows, p: Any) -> list[dict[str, float | None]]:
+        """Days to the next order with an 80 % interval; None where it is beyond the horizon."""
+        if self.scorer.timing is None:
+            return [dict.fromkeys(NEXT_ORDER)] * len(rows)
+        days = self.scorer.timing.quantiles(rows, p)
+        return [
+            {name: None if value >= self.manifest.horizon_days else round(value, 1) for name, value in zip(NEXT_ORDER, row, strict=True)}
+            for row in days.tolist()
+        ]
+
+    def _answer(self, row: tuple[Any, ...], p: float, why: tuple[Any, ...], gains: list[float], tier: Any, segment: Any) -> dict[str, Any]:
         customer, snapshot, stage, plan, value = row
         action = self.policy.action(segment, tier)
+        reasons, churn_reason, next_order = why
         return {
             "status": "scored",
             "customer_id": customer,
@@ -105,6 +120,8 @@ class Engine:
             "plan_stage": plan,
             "value_segment": value,
             "reasons": reasons,
+            "churn_reason": churn_reason,
+            "next_order_days": next_order,
             "tier": TIERS[tier],
             "strategy": action and action.strategy,
             "channel": action and action.channel,

@@ -19,7 +19,8 @@ from features import table
 from features.cli import commands, stage_of
 from tests.conftest import HOLDFAST, ROOT, Shop, clean_environment, cli
 
-MODELS = ["recency", "logistic_rfm", "bgnbd", "lightgbm", "lstm"]
+MODELS = ["recency", "logistic_rfm", "bgnbd", "logistic", "lightgbm", "lstm", "blend"]
+REGISTERED = {"lightgbm", "lstm", "blend"}
 METRICS = {"auc", "pr_auc", "log_loss", "brier", "ece", "accuracy", "lift_10"}
 
 
@@ -61,8 +62,8 @@ def test_each_study_has_a_parent_run_with_a_nested_run_for_each_trial(client: Ml
     runs = client.search_runs([experiment])
     parents = {run.info.run_id: run.data.tags["mlflow.runName"] for run in runs if "holdfast.fingerprint" in run.data.tags}
     nested = [parents[run.data.tags["mlflow.parentRunId"]] for run in runs if "holdfast.trial" in run.data.tags]
-    assert sorted(parents.values()) == ["lightgbm", "lstm"]
-    assert (nested.count("lightgbm"), nested.count("lstm")) == (3, 2)
+    assert sorted(parents.values()) == ["blend", "lightgbm", "logistic", "lstm"]
+    assert [nested.count(name) for name in ("lightgbm", "lstm", "logistic")] == [3, 2, 2]
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
@@ -79,9 +80,9 @@ def test_a_parent_run_holds_what_the_model_rests_on(client: MlflowClient) -> Non
     assert {file.path for file in client.list_artifacts(version.run_id, "data_docs")} == {"data_docs/sources", "data_docs/features"}
 
 
-def test_both_candidates_are_registered_under_one_name(client: MlflowClient) -> None:
+def test_all_candidates_are_registered_under_one_name(client: MlflowClient) -> None:
     versions = client.search_model_versions("name = 'holdfast-churn'")
-    assert {version.tags["holdfast.model"] for version in versions} == {"lightgbm", "lstm"}
+    assert {version.tags["holdfast.model"] for version in versions} == REGISTERED
 
 
 def test_no_artefact_is_a_pickle(fake_run: Shop) -> None:
@@ -89,7 +90,7 @@ def test_no_artefact_is_a_pickle(fake_run: Shop) -> None:
     assert [file for file in fake_run.home.rglob("*") if file.suffix in suspicious] == []
 
 
-@pytest.mark.parametrize("alias", ["champion", "1", "2"])
+@pytest.mark.parametrize("alias", ["champion", "1", "2", "3"])
 def test_pyfunc_predicts_from_a_feature_table_frame(client: MlflowClient, fake_run: Shop, alias: str) -> None:
     manifest = table.read_manifest(fake_run.places.features)
     frame = table.read(fake_run.places.features, [manifest.test]).to_pandas()
@@ -189,7 +190,7 @@ def test_mlproject_entry_points_are_the_clis_commands_with_its_defaults() -> Non
 
 
 def test_promotion_without_a_better_challenger_is_refused_and_changes_nothing(fake_run: Shop, tmp_path: Path) -> None:
-    """The LSTM loses to the LightGBM champion: alias moved by hand to it, then `holdfast promote`."""
+    """Another version loses to the champion: alias moved by hand to it, then `holdfast promote`."""
     home = tmp_path / "home"
     shutil.copytree(fake_run.home, home)
     uri = f"sqlite:///{home / 'mlflow.db'}"

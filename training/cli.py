@@ -1,36 +1,82 @@
-"""Commands `train`, `promote` and `report`."""
+"""Commands `train`, `benchmark`, `promote` and `report`."""
 
-from typing import Annotated, Any
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import typer
 
+from features.errors import InputError
 from features.files import locked
 from features.options import SAMPLE, DatasetOption, dataset_of
 from features.settings import Settings
-from features.terminal import progress
-from training.config import TrainConfig
+from features.terminal import console, progress
+from training.config import ModelChoice, TrainConfig
 
 DEFAULT = TrainConfig()
 
 
 def train(
-    dataset: DatasetOption = SAMPLE,
-    trials: Annotated[int, typer.Option(min=1, help="LightGBM trials; the LSTM gets a quarter of them, at least two")] = DEFAULT.trials,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset",
+            help="mapping file (TOML) whose features are built, or a feature table (Parquet with id, snapshot, label and numeric columns) "
+            "that another feature store built; 'sample' is the embedded Online Retail II",
+        ),
+    ] = SAMPLE,
+    trials: Annotated[
+        int, typer.Option(min=1, help="LightGBM trials; LSTM a quarter, logistic half of them, at least two")
+    ] = DEFAULT.trials,
     timeout: Annotated[float, typer.Option(min=0, help="seconds after which each study ends early; 0: none")] = 0,
     seed: Annotated[int, typer.Option(help="seed of everything random")] = DEFAULT.seed,
+    model: Annotated[str, typer.Option(help="blend (all members and their blend), lightgbm, lstm or logistic")] = DEFAULT.model,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="processes that share each study; HOLDFAST_STUDY_STORAGE: several machines")
+    ] = 1,
+    id_column: Annotated[str, typer.Option(help="of a table from elsewhere: the customer's id")] = "customer_id",
+    snapshot_column: Annotated[str, typer.Option(help="of a table from elsewhere: when the features were known")] = "snapshot",
+    label_column: Annotated[str, typer.Option(help="of a table from elsewhere: 1 churned, 0 not, null not known yet")] = "churned",
+    horizon_days: Annotated[int, typer.Option(min=1, help="of a table from elsewhere: length of the label window")] = 90,
 ) -> None:
-    """Tune, calibrate, test and register LightGBM and the LSTM; the better on validation becomes challenger.
+    """Tune, blend, calibrate, test and register the models; the best on validation becomes challenger.
 
-    A study that was killed continues; more --trials continue the same study.
+    A study that was killed continues; more --trials continue the same study. With --workers trials are suggested in the order in which
+    others end, so that two runs may differ.
     """
     progress("loading the training libraries")
     from training.train import train as stage
 
-    settings, mapped = Settings(), dataset_of(dataset)
+    if model not in get_args(ModelChoice):
+        raise InputError(f"--model {model}", "is no model", f"choose one of {', '.join(get_args(ModelChoice))}")
+    settings = Settings()
+    config = TrainConfig(trials, timeout or None, seed, model, workers)  # type: ignore[arg-type]
     with locked(settings.home):
-        facts = stage(mapped, _places(settings, mapped), settings, TrainConfig(trials, timeout or None, seed), progress)
-    version = facts["versions"][facts["challenger"]]["version"]
-    progress(f"challenger: {facts['challenger']}, version {version} of {mapped.model_name}")
+        if dataset.endswith(".parquet"):
+            from validation.external import Columns
+
+            name, places = _accepted(settings, Path(dataset), Columns(id_column, snapshot_column, label_column, horizon_days))
+        else:
+            mapped = dataset_of(dataset)
+            name, places = mapped.model_name, _places(settings, mapped.name)
+        facts = stage(name, places, settings, config, progress)
+    tested = facts["test"]["models"]
+    for candidate in facts["versions"]:
+        auc, loss = tested[candidate]["auc"], tested[candidate]["log_loss"]
+        progress(f"{candidate}: AUC {auc[0]:.3f} [{auc[1]:.3f}, {auc[2]:.3f}], log loss {loss[0]:.3f} on {facts['test']['snapshot']}")
+    progress(f"challenger: {facts['challenger']}, version {facts['versions'][facts['challenger']]['version']} of {name}")
+
+
+def _accepted(settings: Settings, file: Path, columns: Any) -> tuple[str, Any]:
+    """Name of the model and places of a table from elsewhere, checked and put in force."""
+    from validation.external import accept
+
+    name = re.sub(r"[^a-z0-9_]", "_", file.stem.lower())
+    places = _places(settings, f"table_{name}")
+    manifest = accept(file, columns, places)
+    progress(f"{file.name}: {len(manifest.names)} features at {len(manifest.snapshots)} labelled snapshots, test {manifest.test:%Y-%m-%d}")
+    return f"holdfast-churn-{name}", places
 
 
 def promote(dataset: DatasetOption = SAMPLE) -> None:
@@ -39,7 +85,7 @@ def promote(dataset: DatasetOption = SAMPLE) -> None:
 
     settings, mapped = Settings(), dataset_of(dataset)
     with locked(settings.home):
-        told = stage(mapped, _places(settings, mapped), settings)
+        told = stage(mapped, _places(settings, mapped.name), settings)
     progress(f"champion: version {told['challenger']} ({told['model']}), judged against {told['against']}")
 
 
@@ -48,10 +94,76 @@ def report(dataset: DatasetOption = SAMPLE) -> None:
     from training.report import report as stage
 
     settings, mapped = Settings(), dataset_of(dataset)
-    stage(mapped, _places(settings, mapped), progress.start)
+    stage(mapped, _places(settings, mapped.name), progress.start)
 
 
-def _places(settings: Settings, mapped: Any) -> Any:
+def _places(settings: Settings, dataset: str) -> Any:
     from validation.stages import Places
 
-    return Places.of(settings, mapped)
+    return Places(settings.of(dataset), settings.reports)
+
+
+def benchmark(
+    protocol: Annotated[list[str] | None, typer.Option(help="published protocol(s) to run; default: all (`--list` names them)")] = None,
+    dataset: Annotated[
+        list[Path] | None, typer.Option(help="mapping file(s) of other shops to run by the same rules, at their test snapshot")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="folder with cdnow.parquet, which is not shipped")] = None,
+    short: Annotated[bool, typer.Option(help="one seed, the strong hyper-parameters only")] = False,
+    trials: Annotated[int, typer.Option(min=1, help="LightGBM trials of each protocol")] = 8,
+    jobs: Annotated[int, typer.Option(min=1, help="protocols at a time, a core each")] = 2,
+    json: Annotated[Path | None, typer.Option(help="write the results as a list")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="write the results as a table")] = None,
+    list: Annotated[bool, typer.Option("--list", help="name the protocols and stop")] = False,
+) -> None:
+    """Judge the models against their rivals on published protocols; every figure on rows that nothing was tuned on."""
+    progress("loading the training libraries")
+    from training import benchmark as suite
+    from training.protocols import PROTOCOLS
+
+    known = [one.name for one in PROTOCOLS]
+    if list:
+        print("\n".join(known))
+        return
+    chosen = _protocols(protocol or ([] if dataset else known), known, data)
+    chosen += [str(file) for file in dataset or []]
+    settings = Settings()
+    options = suite.Options(settings.home, data, 1 if short else trials, (1,) if short else (1, 2, 3))
+    with locked(settings.home):
+        results = suite.run(chosen, options, jobs, progress)
+    if json:
+        suite.write(results, json)
+    if markdown:
+        from features.files import write_text
+
+        write_text(markdown, suite.markdown(results))
+    _print_benchmark(results)
+
+
+def _protocols(asked: Sequence[str], known: Sequence[str], data: Path | None) -> Any:
+    """The protocols that can be run."""
+    for name in asked:
+        if name not in known:
+            raise InputError(f"--protocol {name}", "is no protocol", f"choose among {', '.join(known)}")
+    there = data is not None and (data / "cdnow.parquet").exists()
+    if not there and "CDNOW-98" in asked:
+        progress("CDNOW-98 is left out: give the folder of cdnow.parquet with --data")
+    return [name for name in asked if there or name != "CDNOW-98"]
+
+
+def _print_benchmark(results: Sequence[Mapping[str, Any]]) -> None:
+    from rich.table import Table
+
+    columns = ("protocol", "customers", "model", "seed", "AUC", "log loss", "to tuned LightGBM", "ECE", "predicted", "observed")
+    shown = Table(
+        *columns, title="AUC and log loss on the test snapshot; difference in log loss with its 95 % interval", title_justify="left"
+    )
+    for one in results:
+        value, low, high = one["log_loss_difference"]
+        difference = f"{value:+.4f} [{low:+.4f}, {high:+.4f}]" if one["model"] != "lightgbm" else ""
+        who = f"{one['protocol']} {one['population']}"
+        rates = (f"{one[name]:.3f}" for name in ("ece", "predicted", "observed"))
+        shown.add_row(
+            who, f"{one['rows']:,}", one["model"], str(one["seed"]), f"{one['auc'][0]:.4f}", f"{one['log_loss']:.4f}", difference, *rates
+        )
+    console().print(shown)

@@ -13,6 +13,7 @@ from features.files import sha256
 from features.snapshots import Split
 from features.table import Manifest
 from training.models.base import Rows
+from training.models.level import NEEDS, Demand
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,11 @@ class TrainingData:
     manifest: Manifest
     split: Split
     rows: Rows
+    latest: Rows
+    """The rows of the latest snapshot, to be scored: no label yet (none where it is labelled)."""
     fingerprint: str
     """SHA-256 of the feature table."""
+    path: Path
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -31,8 +35,9 @@ class TrainingData:
         manifest = table.read_manifest(path)
         assert manifest.test is not None
         split = Split(timedelta(days=manifest.horizon_days), manifest.snapshots, manifest.test)
-        rows = Rows.of(table.read(path, manifest.snapshots), manifest.names, len(manifest.channels))
-        return cls(manifest, split, rows, sha256(path))
+        unlabelled = [manifest.latest] if manifest.latest and manifest.latest not in manifest.snapshots else []
+        rows, latest = (Rows.of(table.read(path, some), manifest.names, manifest.channels) for some in (manifest.snapshots, unlabelled))
+        return cls(manifest, split, rows, latest, sha256(path), path)
 
     def at(self, moments: Iterable[datetime]) -> Rows:
         """The rows of the given snapshots, sorted by snapshot and customer."""
@@ -42,3 +47,9 @@ class TrainingData:
     def before(self, moment: datetime) -> Rows:
         """The rows that may be learnt from at a moment: their label windows have ended."""
         return self.at(self.split.before(moment))
+
+    def demand(self) -> Demand | None:
+        """Customers active up to each snapshot, for the forecast of the level; None for a table without the columns it needs."""
+        if not set(NEEDS) <= set(self.manifest.names):
+            return None
+        return Demand.of([self.rows, self.latest], self.manifest.horizon_days)

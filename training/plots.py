@@ -9,7 +9,15 @@ import numpy as np
 from validation.metrics import BINS, Floats
 
 SIZE, DPI = (5.2, 3.6), 110
-COLOURS = {"recency": "#b0b0b0", "logistic_rfm": "#8a8a8a", "bgnbd": "#5c7c8a", "lightgbm": "#1b6e53", "lstm": "#b4572c"}
+COLOURS = {
+    "recency": "#b0b0b0",
+    "logistic_rfm": "#8a8a8a",
+    "bgnbd": "#5c7c8a",
+    "logistic": "#7a5ca8",
+    "lightgbm": "#1b6e53",
+    "lstm": "#b4572c",
+    "blend": "#111111",
+}
 
 
 def draw(folder: Path, y: Floats, probabilities: Mapping[str, Floats], importance: Mapping[str, Mapping[str, float]]) -> list[Path]:
@@ -74,7 +82,7 @@ def _importance(path: Path, name: str, values: Mapping[str, float]) -> Path:
     top = sorted(values.items(), key=lambda item: item[1])[-15:]
     figure, axes = plt.subplots(figsize=SIZE, dpi=DPI)
     axes.barh([feature for feature, _ in top], [value for _, value in top], color=COLOURS.get(name))
-    axes.set(title=f"What moves {name}", xlabel="mean |contribution| to the log odds")
+    axes.set(title=f"What moves {name}, by family", xlabel="mean |contribution| to the log odds")
     axes.tick_params(axis="y", labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

@@ -11,9 +11,9 @@ from features.mapping import Dataset
 from features.settings import Settings
 from training import tracking
 from training.dataset import TrainingData
+from training.fit import BASELINES
 from training.models.base import Floats, Rows
 from training.registry import CHALLENGER, CHAMPION, DATASET, DIGEST, MODEL, Registry
-from training.train import BASELINES
 from validation import gates
 from validation.stages import Places
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from features.errors import InputError
-from features.table import WEEKLY
+from features.table import KEYS
 from training.models.base import Rows
 from training.models.scorer import Scorer, verify
 
@@ -94,11 +96,14 @@ class Registry:
 
 def _log_pyfunc(scorer: Scorer, folder: Path, run_id: str, example: Rows) -> Any:
     import mlflow
+    from mlflow.types.schema import ColSpec, Schema
 
     from training.models.pyfunc import Predictor
 
     frame = _frame(scorer, example)
     signature = mlflow.models.infer_signature(frame, Predictor(scorer).predict(frame))
+    columns = [ColSpec(one.type, one.name, required=one.name != KEYS[1]) for one in signature.inputs.inputs]
+    signature.inputs = Schema(columns)  # without a snapshot the latest level is taken
     with mlflow.start_run(run_id=run_id):
         return mlflow.pyfunc.log_model(
             name="model",
@@ -113,10 +118,15 @@ def _log_pyfunc(scorer: Scorer, folder: Path, run_id: str, example: Rows) -> Any
 def _frame(scorer: Scorer, rows: Rows) -> Any:
     import pandas as pd
 
-    few = rows.at(slice(EXAMPLE_ROWS))  # type: ignore[arg-type]
+    whole = np.ones(len(rows), dtype=bool)  # MLflow cannot tell the type of empty lists
+    for lists in rows.lists.columns:
+        whole &= pc.list_value_length(lists).to_numpy() > 0
+    few = rows.at(np.flatnonzero(whole)[:EXAMPLE_ROWS])
     frame = pd.DataFrame(few.x_NF, columns=list(few.names)).fillna(0.0)
-    if scorer.model.name == "lstm":
-        flat = few.weeks_NWC.reshape(len(few), -1)
-        frame[WEEKLY[0]] = [np.flatnonzero(row).astype(np.int32) for row in flat]
-        frame[WEEKLY[1]] = [row[row != 0] for row in flat]
+    frame[KEYS[1]] = few.snapshot
+    if scorer.model.reads_sequences:
+        for name in few.lists.column_names:
+            lists = few.lists[name]  # MLflow knows no int8
+            small = pa.types.is_int8(lists.type.value_type)
+            frame[name] = (lists.cast(pa.list_(pa.int32())) if small else lists).to_pandas().to_numpy()
     return frame

@@ -15,7 +15,7 @@ from features.terminal import console
 from validation.metrics import METRICS
 from validation.stages import Places
 
-ORDER = ("recency", "logistic_rfm", "bgnbd", "lightgbm", "lstm")
+ORDER = ("recency", "logistic_rfm", "bgnbd", "logistic", "lightgbm", "lstm", "blend")
 
 
 def report(dataset: Dataset, places: Places, started: float) -> dict[str, Any]:
@@ -47,8 +47,9 @@ def gather(dataset: Dataset, places: Places, started: float) -> dict[str, Any]:
         "snapshots": training["split"],
         "latest": str(manifest.latest),
         "contracts": {name: {"rules": c["rules"], "passed": c["passed"], "data_docs": c["data_docs"]} for name, c in contracts.items()},
-        "test": {**test, "models": {name: test["models"][name] for name in ORDER}},
-        "calibration_log_loss": training["calibration_log_loss"],
+        "test": {**test, "models": {name: test["models"][name] for name in ORDER if name in test["models"]}},
+        **{name: training[name] for name in ("calibration_log_loss", "details", "level", "timing", "estimated_latest")},
+        "chosen": training["challenger"],
         "challenger": {"version": promotion["challenger"], "model": promotion["model"]},
         "champion": champion or promotion["champion_before"],
         "promotion": promotion,
@@ -87,6 +88,7 @@ def _print(facts: dict[str, Any], places: Places) -> None:
     say(_models(facts))
     raw = ", ".join(f"{name} {value:.4f}" for name, value in facts["test"]["uncalibrated_log_loss"].items())
     say(f"log loss of the same models without calibration: {raw}")
+    _say_chosen(facts)
     _say_promotion(facts["promotion"])
     if facts["answers"]:
         for who, answer in facts["answers"]["customers"].items():
@@ -112,6 +114,27 @@ def _models(facts: dict[str, Any]) -> Table:
 
 def _cell(value: float, low: float, high: float) -> str:
     return f"{value:.3f}\n[dim]{low:.3f}-{high:.3f}[/dim]"
+
+
+def _say_chosen(facts: dict[str, Any]) -> None:
+    """Level, high band, thresholds and timing of the challenger."""
+    name = facts["chosen"]
+    found, high = facts["details"][name], facts["details"][name]["high_band"]
+    for moment, level in facts["level"][name].items():
+        season = f"{level['season_rate']:.1%} by the seasons" if level["season_rate"] else "no earlier cycle"
+        console().print(
+            f"level at {moment[:10]}: {level['churn_rate']:.1%} churn expected [{level['low']:.1%}, {level['high']:.1%}] "
+            f"({level['model_rate']:.1%} by the {name} alone, {season})",
+            soft_wrap=True,
+        )
+    console().print(
+        f"{name}: high band (p >= {high['threshold']:g}): {high['customers']:,} customers, precision {high['precision']:.1%}, recall "
+        f"{high['recall']:.1%}; accuracy {found['accuracy']:.1%} (target {found['accuracy_target']:.0%}, "
+        f"{found['estimated']['accuracy']:.1%} expected)",
+        soft_wrap=True,
+    )
+    pinball = ", ".join(f"{float(q):.0%} {ours:.2f} ({plain:.2f})" for q, (ours, plain) in facts["timing"]["pinball_days"].items())
+    console().print(f"days to the next order, pinball loss (everybody alike): {pinball}; {facts['timing']['covered']:.0%} in the interval")
 
 
 def _say_promotion(promotion: dict[str, Any]) -> None:

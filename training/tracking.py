@@ -1,5 +1,6 @@
 """What a run leaves in MLflow: one parent run per study, a nested run per trial; a resumed run adds nothing twice."""
 
+import json
 import os
 import subprocess
 from collections.abc import Mapping
@@ -7,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from mlflow.utils.time import get_current_time_millis
 from optuna.trial import FrozenTrial, TrialState
 
 from features.settings import Settings
+from training.dataset import TrainingData
 
 EXPERIMENT = "holdfast"
+SAMPLING_SECONDS = 15
 FINGERPRINT, TRIAL = "holdfast.fingerprint", "holdfast.trial"
 
 
@@ -57,6 +61,8 @@ class StudyRun:
             tags[MLFLOW_PARENT_RUN_ID] = parent
         self.id: str = (found[0] if found else client.create_run(experiment, run_name=name, tags=tags)).info.run_id
         client.update_run(self.id, status="RUNNING")
+        self.monitor = SystemMetricsMonitor(self.id, sampling_interval=SAMPLING_SECONDS, samples_before_logging=1, resume_logging=True)
+        self.monitor.start()
         trials = self._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.id}'")
         self.trials = {run.data.tags[TRIAL] for run in trials if TRIAL in run.data.tags and run.info.status == "FINISHED"}
         for run in trials:
@@ -92,12 +98,22 @@ class StudyRun:
             tags=[RunTag(name, value) for name, value in tags.items()],
         )
 
+    def inputs(self, data: TrainingData) -> None:
+        """Log the feature table as the run's dataset, by digest, for training and for testing."""
+        if self.client.get_run(self.id).inputs.dataset_inputs:
+            return
+        profile = json.dumps({"rows": len(data.rows), "features": len(data.manifest.names), "snapshots": len(data.split.labelled)})
+        dataset = Dataset(data.manifest.dataset, data.fingerprint[:32], "local", json.dumps({"uri": data.path.name}), profile=profile)
+        tags = [[InputTag("mlflow.data.context", context)] for context in ("training", "testing")]
+        self.client.log_inputs(self.id, datasets=[DatasetInput(dataset, tag) for tag in tags])
+
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file or folder."""
         (self.client.log_artifacts if path.is_dir() else self.client.log_artifact)(self.id, str(path), folder)
 
     def finish(self) -> None:
         """Close the run."""
+        self.monitor.finish()
         self.client.set_terminated(self.id)
 
 

@@ -1,4 +1,4 @@
-"""A training run: tune, calibrate, refit, test once, track, register, name the challenger."""
+"""A training run: tune, blend, calibrate, refit, test once, track, register, name the challenger."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -7,47 +7,50 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
+from optuna.trial import FrozenTrial
 
 from features.errors import InputError
 from features.files import read_json, replacing, write_json
-from features.mapping import Dataset
 from features.settings import Settings
-from training import tracking, tune
+from training import evaluate, fit, tracking
 from training.config import TrainConfig
 from training.dataset import TrainingData
-from training.models.base import Candidate, Floats, Model, Rows
-from training.models.bgnbd import BgNbd
-from training.models.calibration import Calibration
-from training.models.logistic import Logistic
-from training.models.recency import Recency
-from training.models.scorer import Scorer, families, verify
+from training.fit import Fitted
+from training.models.base import Floats, Rows
+from training.models.scorer import Scorer, verify
+from training.models.timing import Timing
 from training.plots import draw
 from training.registry import CHALLENGER, Registry
-from validation.metrics import log_loss, with_intervals
+from validation.metrics import estimated, log_loss
 from validation.stages import Places
 
-BASELINES = (Recency, Logistic, BgNbd)
 EXPLAINED_ROWS = 200
+UNREGISTERED = ("logistic",)
+"""Members of the blend that are no candidates by themselves unless they are the only one."""
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One candidate after its run."""
+    """All that a run made."""
 
-    scorer: Scorer
-    params: dict[str, Any]
-    calibration_log_loss: float
-    """On the last calibration snapshot, calibrated on the one before: picks the challenger."""
+    models: dict[str, Fitted]
+    """Every calibrated model by name, baselines first."""
+    scorers: dict[str, Scorer]
+    """Those to be registered."""
+    test: Rows
+    probabilities: dict[str, Floats]
+    """Of every model on the test rows."""
+    timing: Timing | None
+    """None for a table that does not tell when the next order came."""
 
 
 def train(
-    dataset: Dataset, places: Places, settings: Settings, config: TrainConfig, progress: Progress = lambda line: None
+    model_name: str, places: Places, settings: Settings, config: TrainConfig, progress: Progress = lambda line: None
 ) -> dict[str, Any]:
-    """Train both candidates on the validated feature table and register them; returns the run's facts.
+    """Train the candidates on the validated feature table and register them under a name; returns the run's facts.
 
     A run that finished before with the same data and choices is returned as it is; one that was killed
     continues: finished trials, runs and versions are found again, the rest is recomputed with fixed seeds.
@@ -56,29 +59,41 @@ def train(
     _both_classes(data)
     fingerprint = config.fingerprint(data.fingerprint)
     client = tracking.connect(settings)
-    registry = Registry(client, dataset.model_name)
+    registry = Registry(client, model_name)
     if (finished := _finished(places, fingerprint, registry)) is not None:
         progress(f"nothing new to learn: run {fingerprint} is registered already")
         return finished
     experiment = tracking.experiment_id(client, settings)
-    runs, candidates = {}, {}
-    for name, kind in families().items():
-        runs[name] = tracking.StudyRun(client, experiment, name, fingerprint)
-        candidates[name] = _candidate(kind, data, config, places, runs[name], progress)
-    progress("testing all models on the test snapshot")
-    test = data.at([data.split.test])
-    probabilities, raw = _test_probabilities(data, test, candidates)
-    facts = _facts(data, config, fingerprint, test, probabilities, candidates)
-    facts["test"]["uncalibrated_log_loss"] = {name: log_loss(test.y, p) for name, p in raw.items()}
-    _write_predictions(places, test, probabilities)
-    importance = {name: _importance(trained.scorer, test) for name, trained in candidates.items()}
-    plots = draw(places.reports / "plots", test.y, probabilities, importance)
-    for name, trained in candidates.items():
+    runs: dict[str, tracking.StudyRun] = {}
+
+    def run_of(name: str) -> tracking.StudyRun:
+        if name not in runs:
+            runs[name] = tracking.StudyRun(client, experiment, name, fingerprint)
+        return runs[name]
+
+    def told(name: str, number: int, trial: FrozenTrial) -> None:
+        run_of(name).trial(number, trial)
+
+    trained = _trained(data, fit.candidates(data, config, storage_of(places, settings), progress, told), config, progress)
+    facts = _facts(data, config, fingerprint, trained)
+    _write_predictions(places, trained.test, trained.probabilities)
+    importance = {name: _importance(scorer, trained.test) for name, scorer in trained.scorers.items()}
+    plots = draw(places.reports / "plots", trained.test.y, trained.probabilities, importance)
+    for name, scorer in trained.scorers.items():
         progress(f"registering {name}")
-        facts["versions"][name] = _record(registry, runs[name], trained, data, places, facts, config, plots)
+        logged = _Logged(data, places, facts, config, plots)
+        facts["versions"][name] = logged.record(registry, run_of(name), scorer, trained.models[name])
+    for name in runs.keys() - trained.scorers.keys():
+        runs[name].finish()
     registry.point(CHALLENGER, facts["versions"][facts["challenger"]]["version"])
     write_json(places.folder / "training.json", facts)
     return facts
+
+
+def storage_of(places: Places, settings: Settings) -> str:
+    """URL of the studies: HOLDFAST_STUDY_STORAGE, else SQLite in the data set's folder."""
+    given = settings.study_storage
+    return given.get_secret_value() if given else f"sqlite:///{places.folder / 'optuna.db'}"
 
 
 def _both_classes(data: TrainingData) -> None:
@@ -102,81 +117,46 @@ def _finished(places: Places, fingerprint: str, registry: Registry) -> dict[str,
     return facts if facts["fingerprint"] == fingerprint and there else None
 
 
-def _candidate(
-    kind: type[Candidate], data: TrainingData, config: TrainConfig, places: Places, run: tracking.StudyRun, progress: Progress
-) -> Trained:
-    asked = config.trials_of(kind.name)
-
-    def told(number: int, trial: optuna.trial.FrozenTrial) -> None:
-        run.trial(number, trial)
-        value = f"log loss {trial.value:.4f}" if trial.state == optuna.trial.TrialState.COMPLETE else "pruned"
-        progress(f"{kind.name}: trial {number + 1} of {asked}, {value}")
-
-    study = tune.tune(kind, data, config, places.folder / "optuna.db", told)
-    params = tune.best_params(study, asked)
-    model, calibration, loss = _calibrated(
-        lambda rows: kind.fit(params, rows, config.seed), data, lambda what: progress(f"{kind.name}: {what}")
-    )
-    assert isinstance(model, kind)
-    return Trained(Scorer(model, calibration, data.manifest), params, loss)
+def _trained(data: TrainingData, candidates: dict[str, Fitted], config: TrainConfig, progress: Progress) -> Trained:
+    known = data.before(data.split.test)
+    timing = None
+    if not np.isnan(known.days).all():
+        progress("learning when the next order comes")
+        timing = Timing.fit(known, data.manifest.horizon_days, config.seed)
+    progress("testing all models on the test snapshot")
+    models = fit.baselines(data) | candidates
+    registered = [name for name in candidates if len(candidates) == 1 or name not in UNREGISTERED]
+    test = data.at([data.split.test])
+    probabilities = {name: model.predict(test) for name, model in models.items()}
+    return Trained(models, {name: models[name].scorer(data, timing) for name in registered}, test, probabilities, timing)
 
 
-def _calibrated(
-    fit: Callable[[Rows], Model], data: TrainingData, progress: Progress = lambda line: None
-) -> tuple[Model, Calibration, float]:
-    """The final model, its calibration from the last calibration snapshot, and its honest log loss there.
-
-    Baselines pass through it too: whatever calibration gives or takes, it gives and takes from every model.
-    """
-    predicted = []
-    for origin in data.split.calibration:
-        progress(f"predicting {origin:%Y-%m-%d} out of time")
-        rows = data.at([origin])
-        predicted.append((fit(data.before(origin)).predict(rows), rows.y))
-    progress(f"refit on {len(data.split.before(data.split.test))} snapshots")
-    p, y = predicted[-1]
-    judged = Calibration.fit(*predicted[0]).apply(p) if len(predicted) > 1 else p
-    return fit(data.before(data.split.test)), Calibration.fit(p, y), log_loss(y, judged)
-
-
-def _test_probabilities(data: TrainingData, test: Rows, candidates: Mapping[str, Trained]) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Calibrated and uncalibrated probabilities of every model on the test rows."""
-    fitted: dict[str, tuple[Model, Calibration]] = {}
-    for kind in BASELINES:
-        model, calibration, _ = _calibrated(lambda rows, kind=kind: kind.fit(rows, data.manifest.horizon_days), data)  # type: ignore[misc]
-        fitted[kind.name] = model, calibration
-    fitted |= {name: (trained.scorer.model, trained.scorer.calibration) for name, trained in candidates.items()}
-    raw = {name: model.predict(test) for name, (model, _) in fitted.items()}
-    return {name: fitted[name][1].apply(p) for name, p in raw.items()}, raw
-
-
-def _facts(
-    data: TrainingData,
-    config: TrainConfig,
-    fingerprint: str,
-    test: Rows,
-    probabilities: Mapping[str, Floats],
-    candidates: Mapping[str, Trained],
-) -> dict[str, Any]:
-    split = data.split
+def _facts(data: TrainingData, config: TrainConfig, fingerprint: str, trained: Trained) -> dict[str, Any]:
+    split, test, models = data.split, trained.test, trained.models
+    selection = {name: models[name].selection_log_loss for name in trained.scorers}
+    challenger = min(selection, key=lambda name: selection[name])
+    found = evaluate.tested(data, test, trained.probabilities, config)
+    found["uncalibrated_log_loss"] = {name: log_loss(test.y, model.model.predict(test)) for name, model in models.items()}
+    latest = trained.scorers[challenger].predict(data.latest) if len(data.latest) else None
     return {
         "fingerprint": fingerprint,
         "data_fingerprint": data.manifest.data_fingerprint,
-        "config": asdict(config),
+        "config": {name: value for name, value in asdict(config).items() if name != "workers"},
         "split": {
             "base": [str(t.date()) for t in split.base],
             "validation": [str(t.date()) for t in split.validation],
             "calibration": [str(t.date()) for t in split.calibration],
             "final": [str(t.date()) for t in split.before(split.test)],
+            "test": str(split.test.date()),
         },
-        "test": {
-            "snapshot": str(split.test.date()),
-            "rows": len(test),
-            "churn_rate": float(test.y.mean()),
-            "models": {name: with_intervals(test.y, p, config.bootstrap_draws, config.seed) for name, p in probabilities.items()},
-        },
-        "calibration_log_loss": {name: trained.calibration_log_loss for name, trained in candidates.items()},
-        "challenger": min(candidates, key=lambda name: candidates[name].calibration_log_loss),
+        "test": found,
+        "details": {name: evaluate.details(data, test, trained.probabilities[name], config) for name in trained.scorers},
+        "level": {name: models[name].level.to_json() for name in trained.scorers},
+        "calibration": {name: models[name].calibration.to_json() for name in trained.scorers},
+        "timing": trained.timing and evaluate.timing(trained.timing, data.before(split.test), test, trained.probabilities[challenger]),
+        "estimated_latest": latest if latest is None else {"snapshot": str(data.latest.snapshot[0].item().date()), **estimated(latest)},
+        "calibration_log_loss": selection,
+        "challenger": challenger,
         "versions": {},
     }
 
@@ -188,49 +168,62 @@ def _write_predictions(places: Places, test: Rows, probabilities: Mapping[str, F
 
 
 def _importance(scorer: Scorer, test: Rows) -> dict[str, float]:
+    """Mean absolute contribution of each feature family."""
     some = test.at(np.linspace(0, len(test) - 1, min(EXPLAINED_ROWS, len(test))).astype(int))
-    return dict(zip(test.names, np.abs(scorer.contributions(some)).mean(axis=0).tolist(), strict=True))
+    by_family: dict[str, Floats] = {}
+    for feature, column in zip(test.names, scorer.contributions(some).T, strict=True):
+        family = scorer.manifest.family_of(feature)
+        by_family[family] = by_family.get(family, np.zeros(len(some))) + column
+    return {family: float(np.abs(values).mean()) for family, values in by_family.items()}
 
 
-def _record(
-    registry: Registry,
-    run: tracking.StudyRun,
-    trained: Trained,
-    data: TrainingData,
-    places: Places,
-    facts: dict[str, Any],
-    config: TrainConfig,
-    plots: list[Path],
-) -> dict[str, str]:
-    """Log everything a candidate rests on, then register it."""
-    name = trained.scorer.model.name
-    folder = places.folder / "models" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    trained.scorer.save(folder)
-    metrics = {f"test_{metric}": values[0] for metric, values in facts["test"]["models"][name].items()}
-    metrics |= {
-        f"test_{metric}_{side}": values[i]
-        for metric, values in facts["test"]["models"][name].items()
-        for i, side in ((1, "low"), (2, "high"))
-    }
-    metrics["calibration_log_loss"] = trained.calibration_log_loss
-    tags = {
-        "holdfast.dataset": data.manifest.dataset,
-        "holdfast.data": data.manifest.data_fingerprint,
-        "holdfast.git": tracking.git_revision(),
-    }
-    run.log({**trained.params, **{f"run.{k}": v for k, v in asdict(config).items()}}, metrics, tags)
-    for file in (
-        folder / "manifest.json",
-        places.contract("sources"),
-        places.contract("features"),
-        places.folder / "test_predictions.parquet",
-    ):
-        run.artifact(file, "run")
-    for plot in plots:
-        run.artifact(plot, "plots")
-    for docs in ("sources", "features"):
-        run.artifact(places.data_docs(docs), f"data_docs/{docs}")
-    version = registry.register(trained.scorer, folder, run.id, data.at([data.split.test]), {"holdfast.fingerprint": facts["fingerprint"]})
-    run.finish()
-    return {"version": str(version.version), "digest": verify(folder), "run_id": run.id}
+@dataclass(frozen=True)
+class _Logged:
+    """Everything that a candidate rests on."""
+
+    data: TrainingData
+    places: Places
+    facts: dict[str, Any]
+    config: TrainConfig
+    plots: list[Path]
+
+    def record(self, registry: Registry, run: tracking.StudyRun, scorer: Scorer, fitted: Fitted) -> dict[str, str]:
+        """Log it, then register the candidate."""
+        name = scorer.model.name
+        folder = self.places.folder / "models" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        scorer.save(folder)
+        run.log({**fitted.params, **{f"run.{k}": v for k, v in asdict(self.config).items()}}, self._metrics(name, fitted), self._tags(name))
+        run.inputs(self.data)
+        for file in (
+            folder / "manifest.json",
+            self.places.folder / "test_predictions.parquet",
+            *map(self.places.contract, ("sources", "features")),
+        ):
+            if file.exists():
+                run.artifact(file, "run")
+        for plot in self.plots:
+            run.artifact(plot, "plots")
+        for docs in map(self.places.data_docs, ("sources", "features")):
+            if docs.exists():
+                run.artifact(docs, f"data_docs/{docs.name}")
+        tags = {"holdfast.fingerprint": self.facts["fingerprint"], "holdfast.estimated": str(self.facts["details"][name]["estimated"])}
+        version = registry.register(scorer, folder, run.id, self.data.at([self.data.split.test]), tags)
+        run.finish()
+        return {"version": str(version.version), "digest": verify(folder), "run_id": run.id}
+
+    def _metrics(self, name: str, fitted: Fitted) -> dict[str, float]:
+        tested = self.facts["test"]["models"][name]
+        sides = {f"test_{metric}{side}": values[i] for metric, values in tested.items() for i, side in enumerate(("", "_low", "_high"))}
+        expected = {f"estimated_{metric}": value for metric, value in self.facts["details"][name]["estimated"].items()}
+        return {**sides, **expected, "calibration_log_loss": fitted.selection_log_loss}
+
+    def _tags(self, name: str) -> dict[str, str]:
+        split = self.facts["split"]
+        return {
+            "holdfast.dataset": self.data.manifest.dataset,
+            "holdfast.data": self.data.manifest.data_fingerprint,
+            "holdfast.family": name,
+            "holdfast.protocol": f"test {split['test']}, horizon {self.data.manifest.horizon_days} d, {len(split['final'])} snapshots",
+            "holdfast.git": tracking.git_revision(),
+        }

@@ -84,11 +84,11 @@ def resamples(rows: int, draws: int, seed: int) -> list[npt.NDArray[np.int64]]:
     return [rng.integers(0, rows, rows) for _ in range(draws)]
 
 
-def with_intervals(y: Floats, p: Floats, draws: int, seed: int) -> dict[str, list[float]]:
+def with_intervals(y: Floats, p: Floats, draws: int, seed: int, metrics: Mapping[str, Metric] = METRICS) -> dict[str, list[float]]:
     """Each metric as ``[value, low, high]`` with a 95 % percentile bootstrap interval over customers."""
     samples = resamples(y.size, draws, seed)
     found = {}
-    for name, metric in METRICS.items():
+    for name, metric in metrics.items():
         values = [metric(y[rows], p[rows]) for rows in samples]
         low, high = np.nanpercentile(values, [2.5, 97.5])
         found[name] = [metric(y, p), float(low), float(high)]
@@ -109,3 +109,53 @@ def wilson(successes: float, trials: int, z: float = 1.959964) -> tuple[float, f
     p, n = successes / trials, trials
     centre, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+def brier_parts(y: Floats, p: Floats) -> dict[str, float]:
+    """Murphy's (1973) decomposition over 15 bins of equal width: brier ~ reliability - resolution + uncertainty."""
+    bin_of = np.minimum((p * BINS).astype(np.int64), BINS - 1)
+    count = np.bincount(bin_of, minlength=BINS)
+    some = count > 0
+    mean_p, mean_y = (np.bincount(bin_of, weights=v, minlength=BINS)[some] / count[some] for v in (p, y))
+    share, rate = count[some] / y.size, float(y.mean())
+    reliability, resolution = float(share @ (mean_p - mean_y) ** 2), float(share @ (mean_y - rate) ** 2)
+    return {"reliability": reliability, "resolution": resolution, "uncertainty": rate * (1 - rate)}
+
+
+def band(y: Floats, p: Floats, threshold: float) -> dict[str, float]:
+    """Customers at or above a threshold: how many, their share, precision and recall (NaN without any)."""
+    inside = p >= threshold
+    hits, found = float(y[inside].sum()), int(inside.sum())
+    precision, recall = (hits / whole if whole else float("nan") for whole in (found, float(y.sum())))
+    return {"threshold": threshold, "customers": found, "share": found / y.size, "precision": precision, "recall": recall}
+
+
+def best_threshold(y: Floats, p: Floats, value: Floats, effect: float, cost: float) -> dict[str, float]:
+    """The threshold above which contacting everybody gains most: ``sum(y * effect * value - cost)`` of those contacted.
+
+    ``value`` (n,) is what a customer is worth in the horizon, ``effect`` the share of churners whom a contact keeps.
+    """
+    order = np.argsort(-p, kind="stable")
+    gained = np.cumsum(y[order] * effect * value[order] - cost)
+    best = int(np.argmax(gained))
+    if gained[best] <= 0:
+        return {"threshold": 1.0, "customers": 0, "gain": 0.0}
+    return {"threshold": float(p[order][best]), "customers": best + 1, "gain": float(gained[best])}
+
+
+def estimated(p: Floats) -> dict[str, float]:
+    """Metrics expected from calibrated probabilities alone, before any label is known (confidence-based performance estimation).
+
+    A customer is churned with probability p and not with 1 - p: AUC, accuracy, log loss and Brier score are the means over both.
+    """
+    q = np.clip(p, _EPS, 1 - _EPS)
+    order = np.argsort(p, kind="stable")
+    churn, stay = p[order], 1 - p[order]
+    pairs = float(churn @ (np.cumsum(stay) - stay / 2))  # expected pairs in the right order, a customer against itself counted half
+    return {
+        "auc": pairs / (churn.sum() * stay.sum()),
+        "accuracy": float(np.mean(np.where(p >= THRESHOLD, p, 1 - p))),
+        "log_loss": float(-np.mean(q * np.log(q) + (1 - q) * np.log1p(-q))),
+        "brier": float(np.mean(p * (1 - p))),
+        "churn_rate": float(p.mean()),
+    }

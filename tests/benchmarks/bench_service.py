@@ -26,6 +26,7 @@ from serving.score import IDENTITY
 from tests.benchmarks.result import Result
 from training.dataset import TrainingData
 from training.models.calibration import Calibration
+from training.models.level import Forecast, Level
 from training.models.lightgbm import LightGBM
 from training.models.scorer import Scorer
 from validation.stages import Places, build_features, validate
@@ -64,7 +65,8 @@ def _package(places: Places, home: Path) -> tuple[Body, dict[str, object]]:
     import mlflow
 
     data = TrainingData.read(places.features)
-    scorer = Scorer(LightGBM.fit(PARAMS, data.before(data.split.test), 1), Calibration(1.0, 0.0, 0.0), data.manifest)
+    level = Level({data.split.test: Forecast(0.6, 0.5, 0.7, 0.6, None, 0, 0.0)})
+    scorer = Scorer(LightGBM.fit(PARAMS, data.before(data.split.test), 1), Calibration("platt", [1.0]), level, data.manifest)
     digest = scorer.save(home / "package" / "model")
     (home / "package" / "policy.toml").write_text(policy.default_file().read_text())
     identity = {"model_name": "bench", "model_version": "1", "model": "lightgbm", "digest": digest, "run_id": "bench"}

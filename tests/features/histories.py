@@ -42,6 +42,7 @@ lines = st.fixed_dictionaries(
         "quantity": st.integers(1, 30).map(float),
         "amount": money,
         "discount": money,
+        "product_age_days": st.integers(0, 900).map(float),
     }
 )
 OWN: dict[str, dict[str, Any]] = {

@@ -21,10 +21,11 @@ def sample_split(**snapshots: object) -> Split:
 
 def test_every_label_window_ends_before_the_next_role_begins() -> None:
     split = sample_split(first=date(2010, 3, 1), test=date(2011, 9, 1))
-    assert max(split.base) + HORIZON <= min(split.validation)
+    assert max(split.base) + HORIZON <= split.validation[-1]
     assert max(split.validation) + HORIZON <= split.calibration[-1]
     assert max(split.before(split.test)) + HORIZON <= split.test
-    assert all(max(split.before(origin)) + HORIZON <= origin for origin in split.calibration)
+    assert len(split.calibration) == len(split.validation) == 3
+    assert all(max(split.before(origin)) + HORIZON <= origin for origin in (*split.calibration, *split.validation))
 
 
 def test_the_defaults_take_the_last_complete_label_window() -> None:

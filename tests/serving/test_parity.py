@@ -16,8 +16,10 @@ from tests.conftest import Shop
 from tests.serving.raw import histories
 from training.dataset import TrainingData
 from training.models.calibration import Calibration
+from training.models.level import Forecast, Level
 from training.models.lightgbm import LightGBM
 from training.models.scorer import Scorer
+from training.models.timing import Timing
 
 CUSTOMERS = 200
 PARAMS = {"learning_rate": 0.06, "num_leaves": 31, "min_data_in_leaf": 100, "feature_fraction": 0.5, "rounds": 120}
@@ -29,7 +31,9 @@ def package(sample_features: Shop, tmp_path_factory: pytest.TempPathFactory) -> 
     data = TrainingData.read(sample_features.places.features)
     model = LightGBM.fit(PARAMS, data.before(data.split.test), 1)
     folder = tmp_path_factory.mktemp("package")
-    digest = Scorer(model, Calibration(1.1, -0.05, 0.0), data.manifest).save(folder / "model")
+    level = Level({data.split.test: Forecast(0.6, 0.5, 0.7, 0.6, None, 0, 0.1, -0.2)})
+    timing = Timing.fit(data.before(data.split.test), data.manifest.horizon_days, 1)
+    digest = Scorer(model, Calibration("platt", [1.1]), level, data.manifest, timing).save(folder / "model")
     (folder / "policy.toml").write_text(policy.default_file().read_text())
     identity = {"model_name": "holdfast-churn", "model_version": "1", "model": "lightgbm", "digest": digest, "run_id": "x"}
     write_json(folder / IDENTITY, identity)
@@ -67,6 +71,8 @@ def test_raw_history_through_http_equals_the_batch(client: httpx.Client, package
     gaps = [abs(one["churn_probability"] - expected[one["customer_id"]]["churn_probability"]) for one in found]
     assert len(gaps) == CUSTOMERS
     assert max(gaps) <= 1e-9
+    told = ("churn_reason", "next_order_days")
+    assert [[one[name] for name in told] for one in found] == [[expected[one["customer_id"]][name] for name in told] for one in found]
     assert [one["reasons"] for one in found] == [expected[one["customer_id"]]["reasons"] for one in found]
 
 

@@ -5,7 +5,7 @@ without pickle, and explain a prediction.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features import sequences
-from features.table import KEYS, LABEL, WEEKLY
+from features.sequences import Channel
+from features.table import EVENTS, KEYS, LABEL, NEXT_ORDER, WEEKLY
 
 Floats = npt.NDArray[np.float64]
 Report = Callable[[int, float], None]
@@ -26,25 +27,28 @@ Report = Callable[[int, float], None]
 class Rows:
     """n rows of a feature table as arrays.
 
-    ``x_NF``: features (n, f), NaN where unknown; ``weeks_NWC``: weekly sequences (n, weeks, channels) float32;
-    ``y``: 1.0 churned, 0.0 not, NaN unlabelled; ``snapshot``: datetime64.
+    ``x_NF``: features (n, f), NaN where unknown; ``lists``: the sequences as Arrow lists, made dense a batch at a time;
+    ``channels``: of the weekly ones, none where the table has no sequences; ``y``: 1.0 churned, 0.0 not, NaN unlabelled;
+    ``snapshot``: datetime64; ``days``: until the next order within the horizon, NaN where there was none or it is not known.
     """
 
     names: tuple[str, ...]
     x_NF: Floats
-    weeks_NWC: npt.NDArray[np.float32]
+    lists: pa.Table
+    channels: tuple[Channel, ...]
     y: Floats
     snapshot: npt.NDArray[np.datetime64]
+    days: Floats
 
     @classmethod
-    def of(cls, table: pa.Table, names: list[str], channels: int) -> "Rows":
-        """Arrays of a feature table whose weekly sequences have so many channels."""
+    def of(cls, table: pa.Table, names: Sequence[str], channels: tuple[Channel, ...]) -> "Rows":
+        """Arrays of a feature table whose weekly sequences have these channels."""
         n = table.num_rows
         x_NF = np.column_stack([table[name].to_numpy() for name in names]) if n else np.empty((0, len(names)))
-        weeks_NWC = sequences.dense(table[WEEKLY[0]].combine_chunks(), table[WEEKLY[1]].combine_chunks(), channels)
-        y = table[LABEL].to_numpy() if LABEL in table.column_names else np.full(n, np.nan)
+        lists = table.select([name for name in (*WEEKLY, *EVENTS) if name in table.column_names]).combine_chunks()
         snapshot = table[KEYS[1]].to_numpy() if KEYS[1] in table.column_names else np.full(n, np.datetime64("NaT"))
-        return cls(tuple(names), x_NF, weeks_NWC, y, snapshot)
+        y, days = (table[name].to_numpy() if name in table.column_names else np.full(n, np.nan) for name in (LABEL, NEXT_ORDER))
+        return cls(tuple(names), x_NF, lists, channels, y, snapshot, days)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -53,9 +57,24 @@ class Rows:
         """One feature, shape (n,)."""
         return self.x_NF[:, self.names.index(name)]
 
-    def at(self, mask: npt.NDArray[Any]) -> "Rows":
+    def at(self, mask: npt.NDArray[Any] | slice) -> "Rows":
         """The rows for which ``mask`` (n,) holds, or those at the given positions."""
-        return Rows(self.names, self.x_NF[mask], self.weeks_NWC[mask], self.y[mask], self.snapshot[mask])
+        places = np.arange(len(self))[mask]
+        lists = self.lists.take(pa.array(places)) if self.lists.num_columns else self.lists
+        return Rows(self.names, self.x_NF[mask], lists, self.channels, self.y[mask], self.snapshot[mask], self.days[mask])
+
+    def weeks(self) -> npt.NDArray[np.float32]:
+        """Weekly sequences x_NWC of shape (n, weeks, channels)."""
+        return sequences.dense(self._list(WEEKLY[0]), self._list(WEEKLY[1]), len(self.channels))
+
+    def events(self, length: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Types and gaps in days of the last events, oldest first, zeros after them (n, length) each, and their number (n,)."""
+        types, number = sequences.padded(self._list(EVENTS[0]), length)
+        return types, sequences.padded(self._list(EVENTS[1]), length)[0], number
+
+    def _list(self, name: str) -> pa.ListArray:
+        column = self.lists[name]
+        return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
 class Model(ABC):
@@ -73,6 +92,9 @@ class Candidate(Model):
 
     requirements: ClassVar[tuple[str, ...]]
     """Packages that loading it needs."""
+    reads_sequences: ClassVar[bool] = False
+    strong: ClassVar[Mapping[str, Any]]
+    """Hyper-parameters that did well on several data sets: the first trial of every study."""
 
     @classmethod
     @abstractmethod
@@ -112,6 +134,18 @@ def logit(p: Floats) -> Floats:
 def sigmoid(z: Floats) -> Floats:
     """Inverse of `logit`."""
     return 0.5 * (1 + np.tanh(0.5 * z))
+
+
+def weights(rows: Rows, half_life_days: float = 0, equal_snapshots: bool = False) -> Floats | None:
+    """Weights of training rows (n,), None for equal ones: old snapshots fade, or each snapshot counts the same."""
+    if not half_life_days and not equal_snapshots:
+        return None
+    age_days = (rows.snapshot.max() - rows.snapshot) / np.timedelta64(1, "D")
+    weight = np.exp2(-age_days / half_life_days) if half_life_days else np.ones(len(rows))
+    if equal_snapshots:
+        _, place, count = np.unique(rows.snapshot, return_inverse=True, return_counts=True)
+        weight = weight / count[place]
+    return np.asarray(weight * (len(rows) / weight.sum()))
 
 
 def level_shift(z: Floats, y: Floats) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from features.table import WEEKLY
+from features.table import EVENTS, KEYS, WEEKLY
 from training.models.base import Floats, Rows
 from training.models.scorer import Scorer
 
@@ -21,10 +21,13 @@ class Predictor:
         """Churn probability of each row, shape (n,)."""
         manifest = self.scorer.manifest
         columns = {name: pa.array(frame[name].to_numpy(dtype=np.float64)) for name in manifest.names}
-        for name, kind in zip(WEEKLY, (pa.int32(), pa.float32()), strict=True):
+        kinds = (pa.int32(), pa.float32(), pa.int8(), pa.float32())
+        for name, kind in zip((*WEEKLY, *EVENTS), kinds, strict=True) if manifest.channels else ():
             lists = [list(row) for row in frame[name]] if name in frame else [[] for _ in range(len(frame))]
             columns[name] = pa.array(lists, pa.list_(kind))
-        return self.scorer.predict(Rows.of(pa.table(columns), manifest.names, len(manifest.channels)))
+        if KEYS[1] in frame:
+            columns[KEYS[1]] = pa.array(frame[KEYS[1]].to_numpy(dtype="datetime64[us]"))
+        return self.scorer.predict(Rows.of(pa.table(columns), manifest.names, manifest.channels))
 
 
 def _load_pyfunc(path: str) -> Predictor:

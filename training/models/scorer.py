@@ -7,18 +7,22 @@ from typing import Self
 from features.errors import InputError
 from features.files import read_json, sha256, sha256_json, write_json
 from features.table import Manifest
-from training.models.base import Candidate, Floats, Rows
+from training.models.base import Candidate, Floats, Rows, logit, sigmoid
 from training.models.calibration import Calibration
+from training.models.level import Level
+from training.models.timing import Timing
 
 DIGESTS = "digests.json"
 
 
 def families() -> dict[str, type[Candidate]]:
     """Every model that may be registered, by name."""
+    from training.models.blend import Blend
     from training.models.lightgbm import LightGBM
+    from training.models.logistic import Ridge
     from training.models.lstm import LSTM
 
-    return {LightGBM.name: LightGBM, LSTM.name: LSTM}
+    return {kind.name: kind for kind in (LightGBM, LSTM, Ridge, Blend)}
 
 
 @dataclass(frozen=True)
@@ -27,21 +31,32 @@ class Scorer:
 
     model: Candidate
     calibration: Calibration
+    level: Level
     manifest: Manifest
+    timing: Timing | None = None
+    """When the next order comes, for tables that tell."""
 
     def predict(self, rows: Rows) -> Floats:
         """Calibrated churn probability of each row, shape (n,)."""
-        return self.calibration.apply(self.model.predict(rows))
+        return self.calibrated(self.model.predict(rows), rows)
+
+    def calibrated(self, p: Floats, rows: Rows) -> Floats:
+        """Calibrated probabilities of the model's own (n,)."""
+        return sigmoid(self.level.calibrate(logit(p), rows.snapshot, self.calibration))
 
     def contributions(self, rows: Rows) -> Floats:
         """What each feature adds to the calibrated log odds, shape (n, f)."""
-        return self.calibration.slope * self.model.contributions(rows)
+        slope = self.calibration.slope(logit(self.model.predict(rows)))
+        return slope[:, None] * self.model.contributions(rows)
 
     def save(self, folder: Path) -> str:
         """Write all files and their SHA-256 digests into an empty folder; return the digest of the whole."""
         folder.mkdir(parents=True)
         self.model.save(folder)
         write_json(folder / "calibration.json", self.calibration.to_json())
+        write_json(folder / "level.json", self.level.to_json())
+        if self.timing is not None:
+            self.timing.save(folder)
         write_json(folder / "manifest.json", self.manifest.to_json())
         write_json(folder / "model.json", {"model": self.model.name})
         digests = {file.name: sha256(file) for file in sorted(folder.iterdir())}
@@ -54,7 +69,8 @@ class Scorer:
         verify(folder)
         kind = families()[read_json(folder / "model.json")["model"]]
         calibration = Calibration.from_json(read_json(folder / "calibration.json"))
-        return cls(kind.load(folder), calibration, Manifest.from_json(read_json(folder / "manifest.json")))
+        level, manifest = Level.from_json(read_json(folder / "level.json")), Manifest.from_json(read_json(folder / "manifest.json"))
+        return cls(kind.load(folder), calibration, level, manifest, Timing.load(folder))
 
 
 def verify(folder: Path) -> str:
