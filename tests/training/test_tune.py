@@ -13,6 +13,7 @@ import pytest
 
 from features.errors import InputError
 from tests.conftest import Shop
+from tests.features.test_places import SERVERS, postgres
 from training import tune
 from training.config import TrainConfig
 from training.dataset import TrainingData
@@ -100,3 +101,22 @@ def test_losses_that_are_not_finite_fail_the_trial_and_then_the_study(
     with pytest.raises(InputError, match="3 trials in a row failed"):
         tune.tune(LightGBM, TrainingData.read(table), TrainConfig(trials=2, seed=7), storage)
     assert finished(storage) == []
+
+
+@pytest.mark.skipif(not SERVERS, reason="PostgreSQL is not installed (Debian: postgresql)")
+def test_on_postgresql_the_trial_of_a_killed_worker_is_queued_again(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its heartbeat stops; the next worker on the same storage takes its parameters up."""
+    data, config = TrainingData.read(table), TrainConfig(trials=4, seed=7)
+    with postgres() as storage:
+        left = tune.open_study(LightGBM, data, config, storage)
+        lost = left.ask()
+        params = LightGBM.suggest(lost)
+        left._storage.record_heartbeat(lost._trial_id)  # type: ignore[attr-defined]
+        monkeypatch.setattr(tune, "STALE_SECONDS", 1)
+        time.sleep(3)
+        study = tune.tune(LightGBM, data, config, storage)
+        states = [trial.state.name for trial in study.get_trials()]
+        assert states[lost.number] == "FAIL"
+        assert not {"RUNNING", "WAITING"} & set(states)
+        assert len(tune.finished_trials(study)) == 4
+        assert params in [trial.params for trial in tune.finished_trials(study)]

@@ -29,7 +29,8 @@ CLIP_NORM = 1.0
 EVENT_LENGTH = 24
 """Of the last events this many are read."""
 TYPE_SIZE = 6
-IG_STEPS = 8
+GAUSS = ((0.5 - 0.15**0.5, 5 / 18), (0.5, 8 / 18), (0.5 + 0.15**0.5, 5 / 18))
+"""Places and weights of Gauss and Legendre's quadrature of three points, by which gradients are integrated."""
 SEEDS = 3
 """Networks whose log odds are averaged in a final model; a trial of a study fits one."""
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -176,7 +177,7 @@ class LSTM(Candidate):
         What a sequence's channel adds is told by the feature that stands for it (`features.sequences.Channel.feature`).
         """
         found = np.zeros(rows.x_NF.shape)
-        for part in _batches(np.arange(len(rows)), PREDICT_BATCH // IG_STEPS):
+        for part in _batches(np.arange(len(rows)), PREDICT_BATCH // len(GAUSS)):
             some = rows.at(part)
             inputs = _inputs(some, self.scaler.apply(some.x_NF), torch.device("cpu"), torch.float64)
             found[part] = np.mean([self._integrated(network.eval(), inputs) for network in self.networks], axis=0)
@@ -185,13 +186,13 @@ class LSTM(Candidate):
     def _integrated(self, network: Network, inputs: Inputs) -> Floats:
         weeks, x, types, gaps, number = inputs
         ends = (weeks, x, network.embed(types, gaps).detach())
-        total = [torch.zeros_like(end) for end in ends]
-        for step in range(IG_STEPS):
-            points = [(end * ((step + 0.5) / IG_STEPS)).requires_grad_() for end in ends]
-            logits = network(points[0], points[1], points[2], number)
-            for sums, gradient in zip(total, torch.autograd.grad(logits.sum(), points), strict=True):
-                sums += gradient / IG_STEPS
-        by_week, by_static, by_event = (end * sums for end, sums in zip(ends, total, strict=True))
+        points = [torch.cat([end * place for place, _ in GAUSS]).requires_grad_() for end in ends]
+        logits = network(*points, number.repeat(len(GAUSS)))
+        gradients = torch.autograd.grad(logits.sum(), points)
+        sums = [
+            sum(weight * part for (_, weight), part in zip(GAUSS, torch.split(gradient, len(x)), strict=True)) for gradient in gradients
+        ]
+        by_week, by_static, by_event = (end * found for end, found in zip(ends, sums, strict=True))
         found: Floats = by_static.double().numpy()
         self._tell(found, by_week.sum(dim=1).double().numpy(), self.told)
         kinds = torch.stack([(by_event.sum(dim=2) * (types == kind + 1)).sum(dim=1) for kind in range(len(EVENT_KINDS))], dim=1)
