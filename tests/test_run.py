@@ -107,6 +107,27 @@ def test_pyfunc_predicts_from_a_feature_table_frame(client: MlflowClient, fake_r
         assert np.allclose(p, tested, atol=1e-12)
 
 
+def test_mlflow_evaluates_the_champion_to_its_brier_score(client: MlflowClient, fake_run: Shop, facts: dict) -> None:
+    """Probabilities are numbers to MLflow: their mean squared error is the Brier score."""
+    manifest = table.read_manifest(fake_run.places.features)
+    frame = table.read(fake_run.places.features, [manifest.test]).to_pandas()
+    columns = [one.name for one in mlflow.pyfunc.load_model("models:/holdfast-churn@champion").metadata.signature.inputs.inputs]
+    found = mlflow.models.evaluate(
+        "models:/holdfast-churn@champion", frame[[*columns, "churned"]], targets="churned", model_type="regressor"
+    )
+    brier = facts["test"]["models"][facts["champion"]["model"]]["brier"][0]
+    assert found.metrics["mean_squared_error"] == pytest.approx(brier, abs=1e-9)
+
+
+def test_runs_know_their_data_by_digest_and_how_the_machine_fared(client: MlflowClient, fake_run: Shop) -> None:
+    run = client.get_run(client.get_model_version_by_alias("holdfast-churn", "champion").run_id)
+    contexts = {tag.value for one in run.inputs.dataset_inputs for tag in one.tags}
+    assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"fake_shop"}
+    assert contexts == {"training", "testing"}
+    assert {"holdfast.family", "holdfast.protocol"} <= set(run.data.tags)
+    assert "estimated_auc" in run.data.metrics
+
+
 def state(home: Path) -> dict[str, object]:
     """What a run ends in: digests, versions, aliases, trials, test results."""
     training = json.loads(next(home.rglob("training.json")).read_text())

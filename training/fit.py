@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from features.errors import InputError
 from training import tune
 from training.config import TrainConfig
 from training.dataset import TrainingData
@@ -118,7 +119,9 @@ def candidates(
     data: TrainingData, config: TrainConfig, storage: str, progress: Progress, told: TrialTold = lambda name, number, trial: None
 ) -> dict[str, Fitted]:
     """Tune the members of ``config``, and blend them where there are several; by name, the blend last."""
-    params = {name: tuned(name, data, config, storage, progress, told) for name in _possible(data, config)}
+    if not (names := _possible(data, config)):
+        raise InputError(f"--model {config.model}", "the table has no sequences to learn from", "choose lightgbm, logistic or blend")
+    params = {name: tuned(name, data, config, storage, progress, told) for name in names}
     return fitted(params, data, config.seed, progress)
 
 

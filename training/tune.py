@@ -16,6 +16,7 @@ import numpy as np
 import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from features.errors import InputError
 from training.config import TrainConfig
@@ -62,7 +63,7 @@ def open_study(kind: type[Candidate], data: TrainingData, config: TrainConfig, s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         again = RetryHeartbeatStaleTrialCallback() if shared else None
-        database = RDBStorage(storage, failed_trial_callback=again, **heartbeat)
+        database = _opened(storage, failed_trial_callback=again, **heartbeat)
     name = f"{kind.name}-{config.study_fingerprint(data.fingerprint)}"
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
     study = optuna.create_study(study_name=name, storage=database, direction="minimize", load_if_exists=True, pruner=pruner)
@@ -72,6 +73,15 @@ def open_study(kind: type[Candidate], data: TrainingData, config: TrainConfig, s
     if not finished_trials(study):
         study.enqueue_trial(dict(kind.strong), skip_if_exists=shared)
     return study
+
+
+def _opened(storage: str, **options: Any) -> RDBStorage:
+    """The storage; its URL may hold a password and is never told."""
+    try:
+        return RDBStorage(storage, **options)
+    except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
+        fix = "give the URL of a server that answers: postgresql+psycopg://user:password@host/database (pip install 'holdfast[postgres]')"
+        raise InputError("HOLDFAST_STUDY_STORAGE", f"cannot be opened ({type(error).__name__})", fix) from None
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:

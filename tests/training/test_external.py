@@ -44,6 +44,13 @@ def test_a_teams_own_table_is_tuned_blended_registered_and_served_by_pyfunc(tmp_
     assert np.corrcoef(p, given["silence, days"])[0, 1] > 0.7
 
 
+def test_an_lstm_cannot_learn_from_a_table_without_sequences(tmp_path: Path) -> None:
+    frame().to_parquet(tmp_path / "own.parquet")
+    done = cli(tmp_path / "home", "train", "--dataset", str(tmp_path / "own.parquet"), *OPTIONS, "--model", "lstm")
+    assert done.returncode == 2
+    assert "no sequences to learn from" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [

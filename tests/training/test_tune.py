@@ -120,3 +120,10 @@ def test_on_postgresql_the_trial_of_a_killed_worker_is_queued_again(table: Path,
         assert not {"RUNNING", "WAITING"} & set(states)
         assert len(tune.finished_trials(study)) == 4
         assert params in [trial.params for trial in tune.finished_trials(study)]
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg://u:secret@127.0.0.1:1/none", "nonsense", "postgresql+nodriver://u:secret@h/d"])
+def test_a_storage_that_cannot_be_opened_is_told_without_its_password(table: Path, url: str) -> None:
+    with pytest.raises(InputError, match="HOLDFAST_STUDY_STORAGE") as told:
+        tune.open_study(LightGBM, TrainingData.read(table), CONFIG, url)
+    assert "secret" not in str(told.value)
