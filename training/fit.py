@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -131,8 +132,7 @@ def fitted(
     """Models of known hyper-parameters, and their blend."""
     demand, found = data.demand(), {}
     for name, chosen in params.items():
-        kind = families()[name]
-        found[name] = out_of_time(lambda rows, kind=kind, chosen=chosen: kind.fit(chosen, rows, seed), data, _prefixed(name, progress))  # type: ignore[misc]
+        found[name] = out_of_time(partial(families()[name].fit, chosen, seed=seed), data, _prefixed(name, progress))
     ready = {name: calibrated(one, data, demand, params[name]) for name, one in found.items()}
     return ready | ({Blend.name: blended(found, data, demand)} if len(found) > 1 else {})
 
