@@ -107,8 +107,11 @@ def test_pyfunc_predicts_from_a_feature_table_frame(client: MlflowClient, fake_r
         assert np.allclose(p, tested, atol=1e-12)
 
 
-def test_mlflow_evaluates_the_champion_to_its_brier_score(client: MlflowClient, fake_run: Shop, facts: dict) -> None:
-    """Probabilities are numbers to MLflow: their mean squared error is the Brier score."""
+def test_mlflow_evaluates_the_champion_to_its_brier_score(fake_run: Shop, facts: dict, tmp_path: Path) -> None:
+    """Probabilities are numbers to MLflow: their mean squared error is the Brier score. In a copy, as MLflow writes a run."""
+    shutil.copytree(fake_run.home, tmp_path / "home")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'home/mlflow.db'}")
+    mlflow.set_registry_uri(f"sqlite:///{tmp_path / 'home/mlflow.db'}")
     manifest = table.read_manifest(fake_run.places.features)
     frame = table.read(fake_run.places.features, [manifest.test]).to_pandas()
     columns = [one.name for one in mlflow.pyfunc.load_model("models:/holdfast-churn@champion").metadata.signature.inputs.inputs]

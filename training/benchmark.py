@@ -34,7 +34,7 @@ REFERENCE = "lightgbm"
 """Differences are to the tuned LightGBM of the same seed."""
 DEFAULTS = {"learning_rate": 0.1, "num_leaves": 31, "bagging_freq": 0, "max_bin": 255, "rounds": 100, "seeds": 1}
 """LightGBM as it comes."""
-DRAWS = 1000
+DRAWS = 500
 LIFT_15 = 0.15
 Progress = Callable[[str], None]
 

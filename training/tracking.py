@@ -103,9 +103,11 @@ class StudyRun:
         if self.client.get_run(self.id).inputs.dataset_inputs:
             return
         profile = json.dumps({"rows": len(data.rows), "features": len(data.manifest.names), "snapshots": len(data.split.labelled)})
-        dataset = Dataset(data.manifest.dataset, data.fingerprint[:32], "local", json.dumps({"uri": data.path.name}), profile=profile)
-        tags = [[InputTag("mlflow.data.context", context)] for context in ("training", "testing")]
-        self.client.log_inputs(self.id, datasets=[DatasetInput(dataset, tag) for tag in tags])
+        source, inputs = json.dumps({"uri": data.path.name}), []
+        for context in ("training", "testing"):  # two digests: of one MLflow keeps one context only
+            dataset = Dataset(data.manifest.dataset, f"{data.fingerprint[:24]}-{context}", "local", source, profile=profile)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+        self.client.log_inputs(self.id, datasets=inputs)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file or folder."""
