@@ -40,6 +40,7 @@ def test_a_teams_own_table_is_tuned_blended_registered_and_served_by_pyfunc(tmp_
     assert set(facts["test"]["models"]) == {"lightgbm", "logistic", "blend"}
     assert facts["test"]["models"]["blend"]["auc"][0] > 0.8
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'home/mlflow.db'}")
+    mlflow.set_registry_uri(f"sqlite:///{tmp_path / 'home/mlflow.db'}")
     p = mlflow.pyfunc.load_model("models:/holdfast-churn-own@challenger").predict(given[["silence, days", "visits"]].astype(float))
     assert np.corrcoef(p, given["silence, days"])[0, 1] > 0.7
 
