@@ -24,7 +24,7 @@ from training.models.calibration import Calibration
 from training.models.level import Level, forecast
 from training.models.lightgbm import LightGBM
 from training.models.logistic import Ridge
-from training.models.scorer import families
+from training.models.scorer import members
 from training.protocols import PROTOCOLS, Protocol, of_mapping
 from training.tune import end_with_parent
 from validation import metrics
@@ -102,7 +102,10 @@ def _results(protocol: Protocol, data: TrainingData, options: Options, folder: P
     truth = protocol.truth(folder, rows, data.split.test, data.manifest.horizon_days) if protocol.truth else None
     fixed = {name: (model, 0.0) for name, model in fit.baselines(data).items()}
     config = TrainConfig(options.trials, seed=options.seeds[0])
-    params = {name: fit.tuned(name, data, config, f"sqlite:///{folder / 'optuna.db'}", told, lambda *of: None) for name in _members(data)}
+    params = {
+        name: fit.tuned(name, data, config, f"sqlite:///{folder / 'optuna.db'}", told, lambda *of: None)
+        for name in fit.possible(data, config)
+    }
     fixed |= {Ridge.name: _timed(lambda: fit.fitted({Ridge.name: params[Ridge.name]}, data, 1)[Ridge.name])}
     predictions = {(name, 0): (model.predict(test), seconds) for name, (model, seconds) in fixed.items()}
     for seed in options.seeds:
@@ -124,17 +127,13 @@ def _results(protocol: Protocol, data: TrainingData, options: Options, folder: P
             }
 
 
-def _members(data: TrainingData) -> list[str]:
-    return [name for name in TrainConfig().members if data.manifest.channels or not families()[name].reads_sequences]
-
-
 def _seeded(params: Mapping[str, dict[str, Any]], data: TrainingData, seed: int, told: Progress) -> dict[str, tuple[Fitted, float]]:
     """Models that hang on a seed, with the seconds of their fits; the blend's are those of its members."""
     demand = data.demand()
     found: dict[str, fit.OutOfTime] = {}
     seconds: dict[str, float] = {}
     for name, chosen in params.items():
-        kind = families()[name]
+        kind = members()[name]
         fitting = partial(kind.fit, chosen, seed=seed)
         found[name], seconds[name] = _timed(partial(fit.out_of_time, fitting, data))
         told(f"seed {seed}: {name} fitted in {seconds[name]:.0f} s")

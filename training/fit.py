@@ -20,7 +20,7 @@ from training.models.calibration import Calibration
 from training.models.level import Demand, Level, forecast
 from training.models.logistic import Logistic
 from training.models.recency import Recency
-from training.models.scorer import Scorer, families
+from training.models.scorer import Scorer, members
 from training.models.timing import Timing
 from validation.metrics import log_loss
 
@@ -98,29 +98,29 @@ def _levelled(
     return calibration, Level(level)
 
 
-def blended(members: Mapping[str, OutOfTime], data: TrainingData, demand: Demand | None) -> Fitted:
+def blended(by_name: Mapping[str, OutOfTime], data: TrainingData, demand: Demand | None) -> Fitted:
     """The stacked blend of the members, its weights fitted on all calibration snapshots; for the selection loss, on all but the last."""
     origins = data.split.calibration
-    parts = [([found.samples[origin] for found in members.values()], data.at([origin]).y) for origin in origins]
+    parts = [([found.samples[origin] for found in by_name.values()], data.at([origin]).y) for origin in origins]
     member_weights = stack(parts)
-    blend = Blend([found.model for found in members.values()], member_weights)  # type: ignore[misc]
+    blend = Blend([found.model for found in by_name.values()], member_weights)  # type: ignore[misc]
     samples = {origin: mixed(some, member_weights) for origin, (some, _) in zip(origins, parts, strict=True)}
-    fitted = calibrated(OutOfTime(blend, samples), data, demand, _weights(members, member_weights))
-    before = stack(parts[:-1]) if len(parts) > 1 else np.full(len(members), 1 / len(members))
+    fitted = calibrated(OutOfTime(blend, samples), data, demand, _weights(by_name, member_weights))
+    before = stack(parts[:-1]) if len(parts) > 1 else np.full(len(by_name), 1 / len(by_name))
     honest = OutOfTime(blend, {origin: mixed(some, before) for origin, (some, _) in zip(origins, parts, strict=True)})
     selection = calibrated(honest, data, demand).selection_log_loss
     return Fitted(fitted.model, fitted.calibration, fitted.level, selection, fitted.params)
 
 
-def _weights(members: Mapping[str, OutOfTime], found: Floats) -> dict[str, Any]:
-    return {f"weight_{name}": round(weight, 4) for name, weight in zip(members, found.tolist(), strict=True)}
+def _weights(by_name: Mapping[str, OutOfTime], found: Floats) -> dict[str, Any]:
+    return {f"weight_{name}": round(weight, 4) for name, weight in zip(by_name, found.tolist(), strict=True)}
 
 
 def candidates(
     data: TrainingData, config: TrainConfig, storage: str, progress: Progress, told: TrialTold = lambda name, number, trial: None
 ) -> dict[str, Fitted]:
     """Tune the members of ``config``, and blend them where there are several; by name, the blend last."""
-    if not (names := _possible(data, config)):
+    if not (names := possible(data, config)):
         raise InputError(f"--model {config.model}", "the table has no sequences to learn from", "choose lightgbm, logistic or blend")
     params = {name: tuned(name, data, config, storage, progress, told) for name in names}
     return fitted(params, data, config.seed, progress)
@@ -132,7 +132,7 @@ def fitted(
     """Models of known hyper-parameters, and their blend."""
     demand, found = data.demand(), {}
     for name, chosen in params.items():
-        found[name] = out_of_time(partial(families()[name].fit, chosen, seed=seed), data, _prefixed(name, progress))
+        found[name] = out_of_time(partial(members()[name].fit, chosen, seed=seed), data, _prefixed(name, progress))
     ready = {name: calibrated(one, data, demand, params[name]) for name, one in found.items()}
     return ready | ({Blend.name: blended(found, data, demand)} if len(found) > 1 else {})
 
@@ -153,12 +153,12 @@ def tuned(name: str, data: TrainingData, config: TrainConfig, storage: str, prog
         told(name, number, trial)
         progress(f"{name}: {clock.told(number + 1, asked, trial)}")
 
-    return tune.best_params(tune.tune(families()[name], data, config, storage, one), asked)
+    return tune.best_params(tune.tune(members()[name], data, config, storage, one), asked)
 
 
-def _possible(data: TrainingData, config: TrainConfig) -> list[str]:
+def possible(data: TrainingData, config: TrainConfig) -> list[str]:
     """The members that the table can feed: without sequences there is no LSTM in a blend."""
-    return [name for name in config.members if data.manifest.channels or not families()[name].reads_sequences]
+    return [name for name in config.members if data.manifest.channels or not members()[name].reads_sequences]
 
 
 def _prefixed(name: str, progress: Progress) -> Progress:

@@ -21,8 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from features.errors import InputError
 from training.config import TrainConfig
 from training.dataset import TrainingData
-from training.models.base import Candidate, Rows, level_free_log_loss
-from training.models.scorer import families
+from training.models.base import Member, Rows, level_free_log_loss
+from training.models.scorer import members
 
 STARTUP_TRIALS = 5
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -35,7 +35,7 @@ Told = Callable[[int, FrozenTrial], None]
 
 
 def tune(
-    kind: type[Candidate], data: TrainingData, config: TrainConfig, storage: str, told: Told = lambda number, trial: None
+    kind: type[Member], data: TrainingData, config: TrainConfig, storage: str, told: Told = lambda number, trial: None
 ) -> optuna.Study:
     """Run a model's study to its number of trials; returns the study with every finished trial.
 
@@ -55,7 +55,7 @@ def tune(
     return study
 
 
-def open_study(kind: type[Candidate], data: TrainingData, config: TrainConfig, storage: str) -> optuna.Study:
+def open_study(kind: type[Member], data: TrainingData, config: TrainConfig, storage: str) -> optuna.Study:
     """Create or reopen a model's study; alone, with the trials failed that a kill left running."""
     optuna.logging.set_verbosity(logging.WARNING)
     shared = _shared(config, storage)
@@ -101,7 +101,7 @@ def _shared(config: TrainConfig, storage: str) -> bool:
     return config.workers > 1 or not storage.startswith("sqlite")
 
 
-def _work(study: optuna.Study, kind: type[Candidate], data: TrainingData, config: TrainConfig, asked: int, told: Told) -> None:
+def _work(study: optuna.Study, kind: type[Member], data: TrainingData, config: TrainConfig, asked: int, told: Told) -> None:
     """Trials one by one until the study has as many as asked or the time is over."""
     objective, start, failures = _objective(kind, data, config), time.monotonic(), 0
     while (done := len(finished_trials(study))) < asked:
@@ -124,7 +124,7 @@ def _work(study: optuna.Study, kind: type[Candidate], data: TrainingData, config
             told(place, now[place])
 
 
-def _objective(kind: type[Candidate], data: TrainingData, config: TrainConfig) -> Callable[[optuna.Trial], float]:
+def _objective(kind: type[Member], data: TrainingData, config: TrainConfig) -> Callable[[optuna.Trial], float]:
     folds = [(_capped(data.before(origin), config.seed), data.at([origin])) for origin in data.split.validation]
 
     def objective(trial: optuna.Trial) -> float:
@@ -163,7 +163,7 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def _helpers(kind: type[Candidate], data: TrainingData, config: TrainConfig, storage: str, trials: int) -> Iterator[None]:
+def _helpers(kind: type[Member], data: TrainingData, config: TrainConfig, storage: str, trials: int) -> Iterator[None]:
     """Further processes that work on the same study while the body runs; an end of the body by error ends them."""
     spawn = multiprocessing.get_context("spawn")
     helpers = [
@@ -183,5 +183,5 @@ def _helpers(kind: type[Candidate], data: TrainingData, config: TrainConfig, sto
 
 def _help(name: str, path: Path, config: TrainConfig, storage: str) -> None:
     end_with_parent()
-    kind, data = families()[name], TrainingData.read(path)
+    kind, data = members()[name], TrainingData.read(path)
     _work(open_study(kind, data, config, storage), kind, data, config, config.trials_of(name), lambda number, trial: None)

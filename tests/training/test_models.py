@@ -11,7 +11,7 @@ import pytest
 
 from features.sequences import CHANNELS, WEEKS
 from features.table import EVENTS, WEEKLY
-from training.models.base import Candidate, Rows, level_free_log_loss, logit, sigmoid
+from training.models.base import Member, Rows, level_free_log_loss, logit, sigmoid
 from training.models.bgnbd import BgNbd
 from training.models.blend import Blend, mixed, stack
 from training.models.calibration import Calibration
@@ -65,44 +65,44 @@ TRAIN, HELD_OUT = rows(seed=3), rows(seed=4)
 
 @pytest.mark.parametrize("kind", [LightGBM, LSTM, Ridge], ids=lambda kind: kind.name)
 class TestCandidate:
-    def fit(self, kind: type[Candidate]) -> Candidate:
+    def fit(self, kind: type[Member]) -> Member:
         return kind.fit(PARAMS[kind.name], TRAIN, seed=1)
 
-    def test_it_learns_what_there_is_to_learn(self, kind: type[Candidate]) -> None:
+    def test_it_learns_what_there_is_to_learn(self, kind: type[Member]) -> None:
         p = self.fit(kind).predict(HELD_OUT)
         assert p.shape == (len(HELD_OUT),)
         assert ((p > 0) & (p < 1)).all()
         assert auc(HELD_OUT.y, p) > 0.75
 
-    def test_the_same_seed_gives_the_same_bytes(self, kind: type[Candidate], tmp_path: Path) -> None:
+    def test_the_same_seed_gives_the_same_bytes(self, kind: type[Member], tmp_path: Path) -> None:
         for name in ("a", "b"):
             (tmp_path / name).mkdir()
             self.fit(kind).save(tmp_path / name)
         for file in (tmp_path / "a").iterdir():
             assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
-    def test_a_saved_model_predicts_the_same(self, kind: type[Candidate], tmp_path: Path) -> None:
+    def test_a_saved_model_predicts_the_same(self, kind: type[Member], tmp_path: Path) -> None:
         model = self.fit(kind)
         model.save(tmp_path)
         assert np.array_equal(kind.load(tmp_path).predict(HELD_OUT), model.predict(HELD_OUT))
 
-    def test_no_file_is_pickle(self, kind: type[Candidate], tmp_path: Path) -> None:
+    def test_no_file_is_pickle(self, kind: type[Member], tmp_path: Path) -> None:
         self.fit(kind).save(tmp_path)
         assert {file.suffix for file in tmp_path.iterdir()} <= {".0", ".1", ".2", ".safetensors", ".json"}
 
-    def test_early_stopping_reports_and_keeps_the_best_round(self, kind: type[Candidate]) -> None:
+    def test_early_stopping_reports_and_keeps_the_best_round(self, kind: type[Member]) -> None:
         told: list[float] = []
         model = kind.fit(PARAMS[kind.name], TRAIN, 1, HELD_OUT, lambda step, loss: told.append(loss))
         assert model.rounds >= 1
         best = min(told, default=level_free_log_loss(HELD_OUT, model.predict(HELD_OUT)))  # a logistic regression has no rounds
         assert level_free_log_loss(HELD_OUT, model.predict(HELD_OUT)) == pytest.approx(best, abs=1e-6)
 
-    def test_contributions_follow_the_cause(self, kind: type[Candidate]) -> None:
+    def test_contributions_follow_the_cause(self, kind: type[Member]) -> None:
         found = self.fit(kind).contributions(HELD_OUT)
         assert found.shape == HELD_OUT.x_NF.shape
         assert np.corrcoef(found[:, 0], HELD_OUT.column("recency_days"))[0, 1] > 0.5
 
-    def test_no_rows_give_no_predictions(self, kind: type[Candidate]) -> None:
+    def test_no_rows_give_no_predictions(self, kind: type[Member]) -> None:
         assert self.fit(kind).predict(HELD_OUT.at(slice(0))).shape == (0,)
 
 

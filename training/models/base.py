@@ -90,9 +90,27 @@ class Model(ABC):
 class Candidate(Model):
     """A model that may be registered, promoted and served."""
 
-    requirements: ClassVar[tuple[str, ...]]
+    requirements: tuple[str, ...]
     """Packages that loading it needs."""
-    reads_sequences: ClassVar[bool] = False
+    reads_sequences: bool = False
+
+    @abstractmethod
+    def contributions(self, rows: Rows) -> Floats:
+        """What each feature adds to the log odds of churn, shape (n, f)."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the model's files, none of them pickle."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote."""
+
+
+class Member(Candidate):
+    """A candidate with hyper-parameters of its own, fitted on rows: what a study tunes and a blend is made of."""
+
     strong: ClassVar[Mapping[str, Any]]
     """Hyper-parameters that did well on several data sets: the first trial of every study."""
 
@@ -110,19 +128,6 @@ class Candidate(Model):
     @abstractmethod
     def rounds(self) -> int:
         """Boosting rounds or epochs in force: what a refit on more snapshots repeats."""
-
-    @abstractmethod
-    def contributions(self, rows: Rows) -> Floats:
-        """What each feature adds to the log odds of churn, shape (n, f)."""
-
-    @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write the model's files, none of them pickle."""
-
-    @classmethod
-    @abstractmethod
-    def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote."""
 
 
 def logit(p: Floats) -> Floats:

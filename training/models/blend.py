@@ -1,13 +1,12 @@
 """A weighted mean of the candidates' log odds, the weights fitted on out-of-time predictions of several snapshots (stacking)."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from training.models.base import Candidate, Floats, Report, Rows, logit, sigmoid
+from training.models.base import Candidate, Floats, Rows, logit, sigmoid
 from training.models.calibration import ridge_slopes
 
 TOWARDS_EQUAL = 0.02
@@ -22,23 +21,8 @@ class Blend(Candidate):
 
     def __init__(self, members: Sequence[Candidate], member_weights: Floats) -> None:
         self.members, self.weights = list(members), member_weights
-        self.requirements = tuple(sorted({need for member in members for need in member.requirements}))  # type: ignore[misc]
-        self.reads_sequences = any(member.reads_sequences for member in members)  # type: ignore[misc]
-
-    @classmethod
-    def suggest(cls, trial: Any) -> dict[str, Any]:
-        """Nothing to tune: the members are tuned by themselves."""
-        raise NotImplementedError("a blend has no study of its own")
-
-    @classmethod
-    def fit(cls, params: Mapping[str, Any], train: Rows, seed: int, valid: Rows | None = None, report: Report | None = None) -> "Blend":
-        """Not fitted on rows; see `stack`."""
-        raise NotImplementedError("a blend is made by `stack`")
-
-    @property
-    def rounds(self) -> int:
-        """One fit."""
-        return 1
+        self.requirements = tuple(sorted({need for member in members for need in member.requirements}))
+        self.reads_sequences = any(member.reads_sequences for member in members)
 
     def predict(self, rows: Rows) -> Floats:
         """Uncalibrated churn probability, shape (n,)."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import lightgbm as lgb
 import numpy as np
 
-from training.models.base import Candidate, Floats, Report, Rows, level_free_log_loss, sigmoid, weights
+from training.models.base import Floats, Member, Report, Rows, level_free_log_loss, sigmoid, weights
 
 MAX_ROUNDS = 600
 PATIENCE_ROUNDS = 30
@@ -38,7 +38,7 @@ OURS = ("rounds", "half_life_days", "equal_snapshots", "seeds")
 """Parameters that are not LightGBM's."""
 
 
-class LightGBM(Candidate):
+class LightGBM(Member):
     """Boosters in LightGBM's own text format."""
 
     name = "lightgbm"
@@ -78,7 +78,7 @@ class LightGBM(Candidate):
 
     @classmethod
     def fit(cls, params: Mapping[str, Any], train: Rows, seed: int, valid: Rows | None = None, report: Report | None = None) -> "LightGBM":
-        """Fit; see `Candidate.fit`."""
+        """Fit; see `Member.fit`."""
         given = {key: value for key, value in params.items() if key not in OURS}
         weight = weights(train, params.get("half_life_days", 0), params.get("equal_snapshots", False))
         data = lgb.Dataset(train.x_NF, train.y, weight=weight, feature_name=_plain_names(train.names), free_raw_data=False)

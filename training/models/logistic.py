@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from training.models.base import Candidate, Floats, Model, Report, Rows, sigmoid, weights
+from training.models.base import Floats, Member, Model, Report, Rows, sigmoid, weights
 from training.models.scaling import Scaler
 
 RFM = ("recency_days", "frequency_orders", "monetary_net")
@@ -49,7 +49,7 @@ class Logistic(Model):
         return sigmoid(self.scaled(rows) @ self.weights + self.intercept)
 
 
-class Ridge(Candidate):
+class Ridge(Member):
     """Ridge-regularised logistic regression on every feature."""
 
     name = "logistic"
@@ -70,7 +70,7 @@ class Ridge(Candidate):
 
     @classmethod
     def fit(cls, params: Mapping[str, Any], train: Rows, seed: int, valid: Rows | None = None, report: Report | None = None) -> "Ridge":
-        """Fit; see `Candidate.fit`. There are no rounds to choose."""
+        """Fit; see `Member.fit`. There are no rounds to choose."""
         return cls(Logistic.fit_on(train, train.names, params["C"], weights(train, params.get("half_life_days", 0))))
 
     @property

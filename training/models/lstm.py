@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from features.sequences import EVENT_KINDS
-from training.models.base import Candidate, Floats, Report, Rows, level_free_log_loss, sigmoid
+from training.models.base import Floats, Member, Report, Rows, level_free_log_loss, sigmoid
 from training.models.scaling import Scaler
 
 MAX_EPOCHS = 8
@@ -72,7 +72,7 @@ class Network(nn.Module):
         return (weight_NW1 * week_NWH).sum(dim=1)
 
 
-class LSTM(Candidate):
+class LSTM(Member):
     """Networks of a few seeds, whose log odds are averaged, scaler and shape; weights as safetensors, the rest as JSON."""
 
     name = "lstm"
@@ -99,7 +99,7 @@ class LSTM(Candidate):
 
     @classmethod
     def fit(cls, params: Mapping[str, Any], train: Rows, seed: int, valid: Rows | None = None, report: Report | None = None) -> "LSTM":
-        """Fit on a GPU where there is one, else on the CPU with one thread, reproducibly; see `Candidate.fit`."""
+        """Fit on a GPU where there is one, else on the CPU with one thread, reproducibly; see `Member.fit`."""
         torch.set_num_threads(1)
         if len(train) > CPU_ROWS and not torch.cuda.is_available():
             train = train.at(np.sort(np.random.default_rng(seed).choice(len(train), CPU_ROWS, replace=False)))

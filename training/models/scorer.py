@@ -7,7 +7,7 @@ from typing import Self
 from features.errors import InputError
 from features.files import read_json, sha256, sha256_json, write_json
 from features.table import Manifest
-from training.models.base import Candidate, Floats, Rows, logit, sigmoid
+from training.models.base import Candidate, Floats, Member, Rows, logit, sigmoid
 from training.models.calibration import Calibration
 from training.models.level import Level
 from training.models.timing import Timing
@@ -15,14 +15,20 @@ from training.models.timing import Timing
 DIGESTS = "digests.json"
 
 
-def families() -> dict[str, type[Candidate]]:
-    """Every model that may be registered, by name."""
-    from training.models.blend import Blend
+def members() -> dict[str, type[Member]]:
+    """Every model that has a study of its own, by name."""
     from training.models.lightgbm import LightGBM
     from training.models.logistic import Ridge
     from training.models.lstm import LSTM
 
-    return {kind.name: kind for kind in (LightGBM, LSTM, Ridge, Blend)}
+    return {LightGBM.name: LightGBM, LSTM.name: LSTM, Ridge.name: Ridge}
+
+
+def families() -> dict[str, type[Candidate]]:
+    """Every model that may be registered, by name."""
+    from training.models.blend import Blend
+
+    return {**members(), Blend.name: Blend}
 
 
 @dataclass(frozen=True)
