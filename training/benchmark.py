@@ -100,7 +100,7 @@ def _results(protocol: Protocol, data: TrainingData, options: Options, folder: P
     test = data.at([data.split.test])
     rows = table.read(data.path, [data.split.test])["customer_id"].to_pylist() if protocol.truth else []
     truth = protocol.truth(folder, rows, data.split.test, data.manifest.horizon_days) if protocol.truth else None
-    fixed = {name: (model, 0.0) for name, model in fit.baselines(data).items()}
+    fixed = {kind.name: _timed(partial(fit.baseline, kind, data)) for kind in fit.BASELINES}
     config = TrainConfig(options.trials, seed=options.seeds[0])
     params = {
         name: fit.tuned(name, data, config, f"sqlite:///{folder / 'optuna.db'}", told, lambda *of: None)

@@ -141,8 +141,12 @@ def baselines(data: TrainingData) -> dict[str, Fitted]:
     """Recency, RFM and BG/NBD, as far as the table has the columns they read."""
     if not set(data.manifest.names) >= NEEDED_BY_BASELINES:
         return {}
-    demand, horizon = data.demand(), data.manifest.horizon_days
-    return {kind.name: calibrated(out_of_time(lambda rows, kind=kind: kind.fit(rows, horizon), data), data, demand) for kind in BASELINES}  # type: ignore[misc]
+    return {kind.name: baseline(kind, data) for kind in BASELINES}
+
+
+def baseline(kind: type[Recency] | type[Logistic] | type[BgNbd], data: TrainingData) -> Fitted:
+    """One baseline, calibrated as every model is."""
+    return calibrated(out_of_time(partial(kind.fit, horizon_days=data.manifest.horizon_days), data), data, data.demand())
 
 
 def tuned(name: str, data: TrainingData, config: TrainConfig, storage: str, progress: Progress, told: TrialTold) -> dict[str, Any]:

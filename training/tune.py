@@ -42,7 +42,8 @@ def tune(
     Each trial fits on the snapshots before each validation origin and is judged by its `level_free_log_loss` there, the mean over
     origins; after each one the pruner may end it. The first trial is the model's ``strong`` one. Alone, a study resumed after a kill
     suggests what an undisturbed one would: the sampler's seed comes from the study's seed and the number of finished trials, and the
-    killed trial is run again. With ``config.workers``, or others on the same storage, a trial whose heartbeat stops is queued again.
+    killed trial is run again. With ``config.workers``, or others on the same storage, a trial whose heartbeat stops is queued again,
+    and suggestions are not reproducible.
 
     Raises InputError when trials keep failing.
     """
@@ -51,7 +52,7 @@ def tune(
     for number, trial in enumerate(finished_trials(study)):
         told(number, trial)
     with _helpers(kind, data, config, storage, asked - len(finished_trials(study))):
-        _work(study, kind, data, config, asked, told)
+        _work(study, kind, data, config, asked, _shared(config, storage), told)
     return study
 
 
@@ -101,17 +102,14 @@ def _shared(config: TrainConfig, storage: str) -> bool:
     return config.workers > 1 or not storage.startswith("sqlite")
 
 
-def _work(study: optuna.Study, kind: type[Member], data: TrainingData, config: TrainConfig, asked: int, told: Told) -> None:
+def _work(study: optuna.Study, kind: type[Member], data: TrainingData, config: TrainConfig, asked: int, shared: bool, told: Told) -> None:
     """Trials one by one until the study has as many as asked or the time is over."""
     objective, start, failures = _objective(kind, data, config), time.monotonic(), 0
     while (done := len(finished_trials(study))) < asked:
         if config.timeout is not None and time.monotonic() - start > config.timeout and done:
             return
-        shared = config.workers > 1
-        number = len(study.get_trials(deepcopy=False)) + multiprocessing.current_process().pid if shared else done  # type: ignore[operator]
-        study.sampler = optuna.samplers.TPESampler(
-            seed=config.seed + number, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=shared
-        )
+        seed = None if shared else config.seed + done  # workers with one seed would suggest the same
+        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=shared)
         study.optimize(objective, n_trials=1, catch=(FloatingPointError,))
         now = finished_trials(study)
         failures = 0 if len(now) > done else failures + 1
@@ -184,4 +182,4 @@ def _helpers(kind: type[Member], data: TrainingData, config: TrainConfig, storag
 def _help(name: str, path: Path, config: TrainConfig, storage: str) -> None:
     end_with_parent()
     kind, data = members()[name], TrainingData.read(path)
-    _work(open_study(kind, data, config, storage), kind, data, config, config.trials_of(name), lambda number, trial: None)
+    _work(open_study(kind, data, config, storage), kind, data, config, config.trials_of(name), True, lambda number, trial: None)

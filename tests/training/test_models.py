@@ -218,6 +218,22 @@ def test_every_calibration_map_rises_and_a_bent_world_takes_a_bent_map() -> None
     assert Calibration.from_json(found.to_json()) == found
 
 
+@pytest.mark.parametrize("calibration", [Calibration("platt", [1.4]), Calibration("beta", [0.4, 1.6])])
+def test_contributions_are_on_the_scale_of_the_calibrated_log_odds_at_the_level_in_force(calibration: Calibration) -> None:
+    """Where the map bends, its slope is that at the shifted log odds, not at the model's own."""
+    from tests.features.histories import MANIFEST
+    from training.models.scorer import Scorer
+
+    model, level = (
+        LightGBM.fit(PARAMS["lightgbm"], TRAIN, 1),
+        Level({datetime(2024, 1, 1): Forecast(0.5, 0.4, 0.6, 0.5, None, 0, -0.9, 0.2)}),
+    )
+    found = Scorer(model, calibration, level, MANIFEST).contributions(HELD_OUT)
+    q = sigmoid(logit(model.predict(HELD_OUT)) - 0.9)
+    slope = 1.4 if calibration.method == "platt" else 0.4 * (1 - q) + 1.6 * q
+    assert np.allclose(found, np.reshape(slope, (-1, 1)) * model.contributions(HELD_OUT), atol=1e-5)
+
+
 def test_the_level_free_loss_ignores_the_level_of_each_snapshot() -> None:
     p = sigmoid((HELD_OUT.column("recency_days") - 200) / 100)
     shift = np.where(HELD_OUT.snapshot == HELD_OUT.snapshot[0], 0.7, -0.4)

@@ -67,11 +67,6 @@ class Calibration:
         inside = np.interp(z, x, y)
         return inside + np.minimum(z - x[0], 0.0) + np.maximum(z - x[-1], 0.0)
 
-    def slope(self, z: Floats) -> Floats:
-        """By how much calibrated log odds rise with raw ones, (n,)."""
-        step = 1e-3
-        return (self.map(z + step) - self.map(z - step)) / (2 * step)
-
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)

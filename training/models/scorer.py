@@ -13,6 +13,8 @@ from training.models.level import Level
 from training.models.timing import Timing
 
 DIGESTS = "digests.json"
+SLOPE_STEP = 1e-3
+"""In log odds, over which the slope of the calibration is taken."""
 
 
 def members() -> dict[str, type[Member]]:
@@ -51,9 +53,10 @@ class Scorer:
         return sigmoid(self.level.calibrate(logit(p), rows.snapshot, self.calibration))
 
     def contributions(self, rows: Rows) -> Floats:
-        """What each feature adds to the calibrated log odds, shape (n, f)."""
-        slope = self.calibration.slope(logit(self.model.predict(rows)))
-        return slope[:, None] * self.model.contributions(rows)
+        """What each feature adds to the calibrated log odds, by how much they rise with the model's own there, shape (n, f)."""
+        z = logit(self.model.predict(rows))
+        above, below = (self.level.calibrate(z + step, rows.snapshot, self.calibration) for step in (SLOPE_STEP, -SLOPE_STEP))
+        return ((above - below) / (2 * SLOPE_STEP))[:, None] * self.model.contributions(rows)
 
     def save(self, folder: Path) -> str:
         """Write all files and their SHA-256 digests into an empty folder; return the digest of the whole."""
