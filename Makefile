@@ -49,8 +49,8 @@ format: $(READY) ## rewrite the code in the project's format
 bench: $(SPARK) ## benchmarks against rivals in the same run; table here, list in build/bench.json
 	$(BIN)/python -m tests.benchmarks
 
-serve: $(READY) ## serve the packaged champion on http://127.0.0.1:3000
-	$(BIN)/holdfast serve
+serve: $(READY) ## serve the packaged champion on http://127.0.0.1:3000, to this machine alone and without keys
+	$(BIN)/holdfast serve --no-auth
 
 ui: $(READY) ## MLflow UI on http://127.0.0.1:5000
 	$(BIN)/holdfast ui

@@ -22,7 +22,7 @@ def fold(h: History) -> dict[str, Floats]:
     for measure in ("searches", "favourites", "checkouts", "pays"):
         found |= in_windows(measure, sums[measure], FEW_DAYS)
     return found | {
-        "browse_recency_days": days.min(days.age_days),
+        "browse_recency_days": days.since_last(),
         "browse_days_total": days.count(),
         "views_per_session_90d": ratio(sums["views"][:, last_90], visits[:, last_90]),
         "minutes_per_session_90d": ratio(sums["seconds"][:, last_90] / 60, visits[:, last_90]),

@@ -25,7 +25,7 @@ def fold(h: History) -> dict[str, Floats]:
     found: dict[str, Floats] = {}
     for measure in sums:
         found |= in_windows(f"contacts_{measure}", sums[measure], DAYS)
-    recency = {measure: found.min(found.age_days) for measure, found in events.items()}
+    recency = {measure: found.since_last() for measure, found in events.items()}
     response = np.fmin(recency["opened"], recency["clicked"])
     since = np.where(np.isnan(response), np.inf, response)[sent.customer]
     recent, year = sent.within(90), sent.within(365)

@@ -5,7 +5,7 @@ value". Chosen over a LightGBM regression of the spend ahead by its error on the
 unit of both is a day with an order; revenue, not margin, as margins are the shop's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -127,7 +127,7 @@ class Clv:
     def fit(cls, table: pa.Table) -> Self:
         """Fit to the latest snapshot of a raw feature table, to its first `FIT_ROWS` customers: ids are pseudonyms, and so random."""
         latest = table.filter(pc.equal(table["snapshot"], pc.max(table["snapshot"])))
-        x, t_x, T, n, mean = _history(latest.sort_by("customer_id").slice(0, FIT_ROWS))
+        x, t_x, T, n, mean = _history(arrays(latest.sort_by("customer_id").slice(0, FIT_ROWS), NEEDS))
         return cls(BgNbd.fit(x, t_x, T), GammaGamma.fit(n, mean))
 
     @classmethod
@@ -139,15 +139,20 @@ class Clv:
         """Plain data."""
         return asdict(self)
 
-    def features(self, table: pa.Table) -> dict[str, Floats]:
-        """The columns `FEATURES` of a feature table."""
-        x, t_x, T, n, mean = _history(table)
+    def features(self, columns: Mapping[str, Floats]) -> dict[str, Floats]:
+        """The columns `FEATURES`, (n,) each, from the columns `NEEDS`."""
+        x, t_x, T, n, mean = _history(columns)
         value = self.value.value(n, mean)
         found = self.orders.orders(x, t_x, T, ORDERS_DAYS), value, self.orders.orders(x, t_x, T, VALUE_DAYS) * value
         return {feature.name: values for feature, values in zip(FEATURES, found, strict=True)}
 
 
-def _history(table: pa.Table) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+def arrays(table: pa.Table, names: Iterable[str]) -> dict[str, Floats]:
+    """Columns of a table as arrays (n,)."""
+    return {name: table[name].to_numpy() for name in names}
+
+
+def _history(columns: Mapping[str, Floats]) -> tuple[Floats, Floats, Floats, Floats, Floats]:
     """x, t_x and T of `BgNbd`, n and mean of `GammaGamma`."""
-    recency, tenure, days, orders, mean = (table[name].to_numpy() for name in NEEDS)
+    recency, tenure, days, orders, mean = (columns[name] for name in NEEDS)
     return days - 1, tenure - recency, tenure, days, mean * orders / days

@@ -28,7 +28,7 @@ def fold(h: History) -> dict[str, Floats]:
         "coupons_open": coupons.where(~used & ~lapsed).count(),
         "coupon_value_redeemed": redeemed.sum(filled(redeemed["value"])),
         "coupon_value_mean": coupons.mean(filled(coupons["value"])),
-        "coupon_recency_days": coupons.min(coupons.age_days),
+        "coupon_recency_days": coupons.since_last(),
         "redemption_recency_days": redeemed.min(days_ago),
         "coupon_days_to_redeem": redeemed.mean(np.maximum(redeemed.age_days - days_ago, 0.0)),
         "redemptions_per_order_365d": ratio(redeemed.where(days_ago < 365).count(), h.orders.within(365).count()),

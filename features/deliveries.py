@@ -30,7 +30,7 @@ def fold(h: History) -> dict[str, Floats]:
         "delivery_days_mean": arrived.mean(np.maximum(arrived.age_days - done[there], 0.0)),
         "delivery_last_late": filled(sent.last(late.astype(np.float64))),
         "deliveries_overdue": overdue.count(),
-        "delivery_late_recency_days": lates.min(lates.age_days),
+        "delivery_late_recency_days": lates.since_last(),
     }
 
 

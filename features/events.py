@@ -13,6 +13,7 @@ from features.domain import WINDOWS_DAYS
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+_WINDOWS = np.array(WINDOWS_DAYS)
 _LARGEST = np.iinfo(np.int64).max
 
 
@@ -41,6 +42,8 @@ class Events:
     ``age_days`` is the time from the event to the snapshot; ``customer`` is a row number in 0..n-1. Further columns by
     name, ``events["spend"]``: the measures of the kind, its texts as numbers (-1: none), ``at``; where the kind has them,
     ``done_age_days`` and ``due_age_days``: days since the later state and since the promised time (below 0: still ahead; NaN: not known).
+
+    What several families ask for (windows, counts, sums of a measure by name) is computed once: results are shared, never change them.
     """
 
     n: int
@@ -60,14 +63,26 @@ class Events:
 
     def where(self, rows: Mask | Ints) -> "Events":
         """The events for which a mask (m,) holds, or those at the given positions."""
-        places: Ints = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows  # type: ignore[assignment]
+        if not self.customer.size:
+            return self
+        places: Ints = rows.nonzero()[0] if rows.dtype == np.bool_ else rows  # type: ignore[assignment]
         if rows.dtype == np.bool_ and places.size == rows.size:
             return self
         return Events(self.n, self.customer[places], self.age_days[places], Taken(self.columns, places))
 
     def between(self, low_days: float, high_days: float) -> "Events":
         """The events of the interval ``(snapshot - high, snapshot - low]``: ages in [low, high)."""
-        return self.where((self.age_days >= low_days) & (self.age_days < high_days))
+        if not self.customer.size:
+            return self
+        found = self._between
+        if (low_days, high_days) not in found:
+            events = self.where((self.age_days >= low_days) & (self.age_days < high_days))
+            found[low_days, high_days] = None if events is self else events  # None: a cycle would keep a batch's arrays in memory
+        return found[low_days, high_days] or self
+
+    @cached_property
+    def _between(self) -> dict[tuple[float, float], "Events | None"]:
+        return {}
 
     def within(self, days: float) -> "Events":
         """The events of the trailing window ``(snapshot - days, snapshot]``."""
@@ -81,15 +96,25 @@ class Events:
 
     def windowed(self, values: Floats | str | None = None) -> Floats:
         """Sum of a measure (None: number of events) in each trailing window of the domain, shape (n, windows)."""
-        weights = self.columns[values] if isinstance(values, str) else values
-        width = len(WINDOWS_DAYS) + 1
-        sums = np.bincount(self._window_cell, weights=weights, minlength=self.n * width)
-        return np.cumsum(sums.reshape(width, self.n)[:-1], axis=0, dtype=np.float64).T
+        if values is not None and not isinstance(values, str):
+            return self._windowed(values)
+        if values not in self._window_sums:
+            self._window_sums[values] = self._windowed(None if values is None else self.columns[values])
+        return self._window_sums[values]
+
+    def _windowed(self, weights: Floats | None) -> Floats:
+        width = _WINDOWS.size + 1
+        sums = np.bincount(self._window_cell, weights, self.n * width)
+        return sums.reshape(width, self.n)[:-1].cumsum(axis=0, dtype=np.float64).T
+
+    @cached_property
+    def _window_sums(self) -> dict[str | None, Floats]:
+        return {}
 
     @cached_property
     def _window_cell(self) -> Ints:
         """Number of (shortest window that holds the event, customer), shape (m,)."""
-        return np.searchsorted(WINDOWS_DAYS, self.age_days, side="right") * self.n + self.customer
+        return _WINDOWS.searchsorted(self.age_days, side="right") * self.n + self.customer
 
     def count(self) -> Floats:
         """Events per customer, shape (n,)."""
@@ -101,18 +126,25 @@ class Events:
 
     def sum(self, values: Floats | str) -> Floats:
         """Sum per customer of a measure or of given values (m,); 0 without events."""
-        weights = self.columns[values] if isinstance(values, str) else values
-        return np.bincount(self.customer, weights=weights, minlength=self.n).astype(np.float64, copy=False)
+        if not isinstance(values, str):
+            return np.bincount(self.customer, values, self.n).astype(np.float64, copy=False)
+        if values not in self._sums:
+            self._sums[values] = self.sum(self.columns[values])
+        return self._sums[values]
+
+    @cached_property
+    def _sums(self) -> dict[str, Floats]:
+        return {}
 
     def mean(self, values: Floats | str) -> Floats:
         """Mean per customer; NaN without events."""
-        return ratio(self.sum(values), self.count())
+        return ratio(self.sum(values), self._count)
 
     def std(self, values: Floats | str) -> Floats:
         """Sample standard deviation per customer; NaN with fewer than two events."""
         weights = self.columns[values] if isinstance(values, str) else values
-        deviations = weights - self.mean(weights)[self.customer]
-        count = self.count()
+        deviations = weights - self.mean(values)[self.customer]
+        count = self._count
         return np.sqrt(ratio(self.sum(deviations**2), np.where(count > 1, count - 1, 0)))
 
     def max(self, values: Floats) -> Floats:
@@ -123,50 +155,77 @@ class Events:
         """Smallest value per customer; NaN without events."""
         return self._spread(np.minimum.reduceat(values, self._starts) if values.size else values)
 
+    def since_last(self) -> Floats:
+        """Days since the latest event per customer, shape (n,); NaN without events."""
+        return self._since_last
+
+    @cached_property
+    def _since_last(self) -> Floats:
+        return self.min(self.age_days)
+
+    def since_first(self) -> Floats:
+        """Days since the earliest event per customer, shape (n,); NaN without events."""
+        return self._since_first
+
+    @cached_property
+    def _since_first(self) -> Floats:
+        return self.max(self.age_days)
+
     def first(self, values: Floats) -> Floats:
         """Value of the earliest event per customer; NaN without events."""
-        return self._spread(values[self._starts])
+        return self._spread(values[self._starts] if values.size else values)
 
     def last(self, values: Floats) -> Floats:
         """Value of the latest event per customer; NaN without events."""
-        ends = np.append(self._starts[1:], values.size) - 1
-        return self._spread(values[ends[ends >= 0]])
+        return self._spread(values[self._ends - 1] if values.size else values)
 
     def median(self, values: Floats) -> Floats:
         """Median value per customer; NaN without events."""
-        order = np.argsort(values)
+        order = values.argsort()
         number = self.customer.astype(np.uint16) if self.n <= 1 << 16 else self.customer  # 16 bits are sorted by radix
-        ordered = values[order[np.argsort(number[order], kind="stable")]]
-        size = np.diff(np.append(self._starts, values.size))
+        ordered = values[order[number[order].argsort(kind="stable")]]
+        size = self._ends - self._starts
         low, high = self._starts + (size - 1) // 2, self._starts + size // 2
         return self._spread((ordered[low] + ordered[high]) / 2)
 
     def from_end(self) -> Ints:
         """Position of each event counted from its customer's latest (0), shape (m,)."""
-        size = np.diff(np.append(self._starts, self.customer.size))
-        ends = np.repeat(self._starts + size - 1, size)
-        return ends - np.arange(self.customer.size)
+        return np.repeat(self._ends - 1, self._ends - self._starts) - np.arange(self.customer.size)
 
     def follows(self) -> Mask:
         """Whether the event before it belongs to the same customer, shape (m,)."""
+        return self._follows
+
+    @cached_property
+    def _follows(self) -> Mask:
         same = np.zeros(self.customer.size, dtype=bool)
         same[1:] = self.customer[1:] == self.customer[:-1]
         return same
 
     @cached_property
     def _starts(self) -> Ints:
-        return np.flatnonzero(~self.follows())
+        """Position of the first event of each customer who has one."""
+        starts: Ints = (~self._follows).nonzero()[0]
+        return starts
+
+    @cached_property
+    def _ends(self) -> Ints:
+        """Position after the last event of each customer who has one."""
+        return np.concatenate([self._starts[1:], [self.customer.size]]) if self.customer.size else self._starts
 
     def _spread(self, values: Floats) -> Floats:
+        """Values of the customers who have an event, in their order, as values of all."""
+        if values.size == self.n:
+            return values
         wide = np.full(self.n, np.nan)
-        wide[self.customer[self._starts]] = values
+        if values.size:
+            wide[self.customer[self._starts]] = values
         return wide
 
 
 def ratio(numerator: Floats, denominator: Floats) -> Floats:
     """Elementwise quotient; NaN where the denominator is 0 or not a number."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(denominator != 0, numerator / denominator, np.nan)
+    return numerator / np.where(denominator != 0, denominator, np.nan)
 
 
 def filled(values: Floats, value: float = 0.0) -> Floats:
@@ -175,22 +234,47 @@ def filled(values: Floats, value: float = 0.0) -> Floats:
 
 
 def sort_by(keys: list[Ints]) -> Ints:
-    """Positions that sort rows by integer keys, the first the most significant.
+    """Positions that sort rows by integer keys, the first the most significant."""
+    return _sorted(keys)[0]
+
+
+def runs(keys: list[Ints]) -> tuple[Ints, Ints]:
+    """Positions that sort rows by integer keys, and where in that order a run of rows alike in all of them begins."""
+    order, leading, used = _sorted(keys)
+    new = np.ones(order.size, dtype=bool)
+    new[1:] = leading[1:] != leading[:-1]
+    for key in keys[used:]:
+        found = key[order]
+        new[1:] |= found[1:] != found[:-1]
+    return order, new.nonzero()[0]
+
+
+def lengths(starts: Ints, total: int) -> Ints:
+    """Sizes of consecutive runs of ``total`` rows from where they start."""
+    ends = np.empty_like(starts)
+    ends[:-1], ends[-1:] = starts[1:], total
+    return ends - starts
+
+
+def _sorted(keys: list[Ints]) -> tuple[Ints, Ints, int]:
+    """Positions that sort rows by keys; the leading keys packed, in that order; and how many these are.
 
     As many keys as fit are packed into one number, which NumPy sorts fast; only rows alike in that one are compared further.
     """
     packed, used = _packed(keys)
-    order = np.argsort(packed)
-    if used == len(keys):
-        return order
+    order = packed.argsort()
     found = packed[order]
-    alike = np.zeros(order.size, dtype=bool)
-    alike[1:] = found[1:] == found[:-1]
-    alike[:-1] |= alike[1:]
-    places = np.flatnonzero(alike)
-    rows = order[places]
-    order[places] = rows[np.lexsort([key[rows] for key in reversed([packed, *keys[used:]])])]
-    return order
+    if used == len(keys):
+        return order, found, used
+    same = found[1:] == found[:-1]
+    if same.any():
+        alike = np.zeros(order.size, dtype=bool)
+        alike[1:] = same
+        alike[:-1] |= same
+        places = alike.nonzero()[0]
+        rows = order[places]
+        order[places] = rows[np.lexsort([key[rows] for key in reversed([packed, *keys[used:]])])]
+    return order, found, used
 
 
 def _packed(keys: list[Ints]) -> tuple[Ints, int]:

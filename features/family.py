@@ -8,6 +8,7 @@ from features.domain import WINDOWS_DAYS
 from features.events import Floats
 from features.history import History
 
+_PLACE = {window: place for place, window in enumerate(WINDOWS_DAYS)}
 LOWEST = {"days": 0.0, "count": 0.0, "share": 0.0, "ratio": 0.0, "score": 0.0, "flag": 0.0, "code": 0.0}
 """Smallest possible value by unit; currency and z-scores have none."""
 HIGHEST = {"share": 1.0, "flag": 1.0, "score": 100.0}
@@ -76,4 +77,4 @@ def needing(needs: tuple[str, ...], features: Iterable[Feature]) -> Iterator[Fea
 
 def in_windows(stem: str, sums: Floats, days: Sequence[int] = WINDOWS_DAYS) -> dict[str, Floats]:
     """The columns of `Events.windowed` by the names of `by_window`."""
-    return {f"{stem}_{window}d": sums[:, WINDOWS_DAYS.index(window)] for window in days}
+    return {f"{stem}_{window}d": sums[:, _PLACE[window]] for window in days}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from features.events import Floats, ratio
+from features.events import Floats, Ints, ratio
 from features.family import Family, Feature
 from features.history import History
 
@@ -11,10 +11,9 @@ _DAY_US = 86_400_000_000
 
 def fold(h: History) -> dict[str, Floats]:
     """Statistics of the gaps (days between consecutive orders) and silence relative to them (a day at least)."""
-    gap_of_order = np.diff(h.orders.at, prepend=0) / _DAY_US
-    follows = h.orders.follows()
-    gaps, days = h.orders.where(follows), gap_of_order[follows]
-    silence = h.orders.min(h.orders.age_days)
+    later: Ints = h.orders.follows().nonzero()[0]
+    gaps, days = h.orders.where(later), (h.orders.at[later] - h.orders.at[later - 1]) / _DAY_US
+    silence = h.orders.since_last()
     mean, std, longest = gaps.mean(days), gaps.std(days), gaps.max(days)
     median = gaps.median(days)
     newest = gaps.from_end() < 3

@@ -82,12 +82,15 @@ def as_of(profile: Profile, snapshot: datetime, horizon_days: int, lookback_days
         present[person_of[orders.customer[recent]]] = True
     count = int(present.sum())
     number = np.where(present, np.cumsum(present) - 1, -1)[person_of]
-    events = {kind: Events(count, log.customer, _NO_FLOATS, columns) for kind, (log, columns) in _NOTHING.items()}
-    for kind, log in profile.logs.items():
-        if kind != PERSON:
-            events[kind] = _events(log, now, number, count, profile.linked)
-    ids = profile.customer_id.filter(pa.array(present))
-    return History(snapshot, horizon_days, ids, np.flatnonzero(present), person_of, events, profile.countries)
+    events, linked = {}, profile.linked
+    for kind, (log, columns) in _NOTHING.items():
+        if kind in profile.logs:
+            events[kind] = _events(profile.logs[kind], now, number, count, linked)
+        else:
+            events[kind] = Events(count, log.customer, _NO_FLOATS, columns)
+    rows = present.nonzero()[0]
+    ids = profile.customer_id if count == present.size else profile.customer_id.take(pa.array(rows))
+    return History(snapshot, horizon_days, ids, rows, person_of, events, profile.countries)
 
 
 def _known(log: Log, now: int) -> Mask:
@@ -99,7 +102,7 @@ def _known(log: Log, now: int) -> Mask:
 def _events(log: Log, now: int, number: Ints, count: int, linked: bool) -> Events:
     """The events known by now of customers with a number, sorted by number and time; states not known by now are hidden."""
     customer = number[log.customer]
-    rows = np.flatnonzero(_known(log, now) & (customer >= 0))
+    rows = (_known(log, now) & (customer >= 0)).nonzero()[0]
     if linked:  # customers folded together are sorted by time, whoever they are at this snapshot
         rows = rows[np.argsort(customer[rows], kind="stable")]
     columns = Taken(log.columns, rows, _states(log, now, rows))

@@ -16,7 +16,7 @@ def fold_membership(h: History) -> dict[str, Floats]:
     before = np.where(changes.follows(), level - np.roll(level, 1), 0.0)
     return {
         "member_level": filled(changes.last(level)),
-        "member_level_days": changes.min(changes.age_days),
+        "member_level_days": changes.since_last(),
         "member_level_change": filled(changes.last(before)),
     }
 
@@ -29,8 +29,8 @@ def fold_points(h: History) -> dict[str, Floats]:
     return {
         "points_balance": earned - spent,
         "points_spent_share": ratio(spent, earned),
-        "points_recency_days": bookings.min(bookings.age_days),
-        "points_spent_recency_days": spending.min(spending.age_days),
+        "points_recency_days": bookings.since_last(),
+        "points_spent_recency_days": spending.since_last(),
         **in_windows("points_earned", bookings.windowed("earned"), DAYS),
         **in_windows("points_spent", bookings.windowed("spent"), DAYS),
     }
@@ -47,17 +47,17 @@ def fold_consents(h: History) -> dict[str, Floats]:
     return {
         "consents_granted": latest.sum("granted"),
         "consents_withdrawn": latest.count() - latest.sum("granted"),
-        "withdrawal_recency_days": withdrawn.min(withdrawn.age_days),
+        "withdrawal_recency_days": withdrawn.since_last(),
     }
 
 
 def fold_registration(h: History) -> dict[str, Floats]:
     """Time since registration, and from there to the first order (0: ordered before)."""
     known = h.events["customer"]
-    registered = known.max(known.age_days)
+    registered = known.since_first()
     return {
         "registered_days": registered,
-        "days_to_first_order": np.maximum(registered - h.orders.max(h.orders.age_days), 0.0),
+        "days_to_first_order": np.maximum(registered - h.orders.since_first(), 0.0),
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from features.domain import WINDOWS_DAYS
-from features.events import Floats, ratio
+from features.events import Floats, Ints, ratio
 from features.family import Family, Feature, by_window, in_windows
 from features.history import History
 
@@ -18,7 +18,9 @@ def fold(h: History) -> dict[str, Floats]:
     items = h.items
     last = items.last_of(items["product_id"])
     latest = items.where(last)
-    purchases = np.diff(np.flatnonzero(last), prepend=-1).astype(np.float64)
+    ends: Ints = last.nonzero()[0] + 1
+    purchases = ends.astype(np.float64)
+    purchases[1:] -= ends[:-1]
     rows, products = items.count(), latest.count()
     bulk = items.where(items["units"] >= BULK_UNITS)
     in_window = latest.windowed()

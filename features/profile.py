@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.events import Floats, Ints, filled, sort_by
+from features.events import Floats, Ints, filled, lengths, runs, sort_by
 from features.reduce import KINDS, Kind
 from features.schema import SOURCES
 
@@ -158,22 +158,17 @@ def _items(orders: Log, order: Ints, lines: pa.Table, measures: Mapping[str, Flo
 
 def _merged(keys: list[Ints], measures: Mapping[str, Floats]) -> tuple[Ints, dict[str, Floats]]:
     """A row of each run of rows alike in the keys; the run's measures added up, and its length as ``lines``."""
-    order = sort_by(keys)
-    new = np.zeros(order.size, dtype=bool)
-    new[:1] = True
-    for key in keys:
-        found = key[order]
-        new[1:] |= found[1:] != found[:-1]
-    starts = np.flatnonzero(new)
+    order, starts = runs(keys)
     if not starts.size:
         return starts, dict.fromkeys((*measures, "lines"), np.zeros(0))
     sums = {name: np.add.reduceat(values[order], starts) / EXACT_UNITS for name, values in measures.items()}
-    return order[starts], sums | {"lines": np.diff(np.append(starts, order.size)).astype(np.float64)}
+    return order[starts], sums | {"lines": lengths(starts, order.size).astype(np.float64)}
 
 
 def _units(column: pa.ChunkedArray) -> Floats:
     """Money and quantities (null: 0) in whole units of their fourth decimal, so that sums are exact in any order (below 9e11)."""
-    units: Floats = pc.fill_null(column, 0.0).to_numpy() * EXACT_UNITS
+    values = column.to_numpy()
+    units: Floats = (filled(values) if column.null_count else values) * EXACT_UNITS
     return np.rint(units, out=units)
 
 
@@ -183,18 +178,27 @@ def _numbered(columns: list[pa.ChunkedArray], hull: pa.Table | None) -> tuple[pa
     if not encoded.num_chunks:
         return pa.array([], pa.string()), _NO_INTS, [_NO_INTS for _ in columns]
     ids = encoded.chunk(0).dictionary
-    of = ids
-    if hull is not None and hull.num_rows:
-        of = pc.coalesce(pc.take(hull["person_id"].combine_chunks(), pc.index_in(ids, hull["customer_id"].combine_chunks())), ids)
+    codes = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks]).astype(np.int64)
+    hulls = np.arange(len(ids))
+    if len(ids) > 1:
+        order, hulls = _by_hull(ids, hull)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(order.size)
+        ids, codes = ids.take(pa.array(order)), rank[codes]
+    ends = np.cumsum([len(column) for column in columns])
+    return ids, hulls, [codes[end - len(column) : end] for column, end in zip(columns, ends.tolist(), strict=True)]
+
+
+def _by_hull(ids: pa.StringArray, hull: pa.Table | None) -> tuple[Ints, Ints]:
+    """Positions that sort ids by hull and themselves, and the number of each one's hull in that order."""
+    if hull is None or not hull.num_rows:
+        return pc.array_sort_indices(ids).to_numpy().astype(np.int64), np.arange(len(ids))
+    of = pc.coalesce(pc.take(hull["person_id"].combine_chunks(), pc.index_in(ids, hull["customer_id"].combine_chunks())), ids)
     keys = [("of", "ascending"), ("id", "ascending")]
-    order = np.asarray(pc.array_sort_indices(ids) if of is ids else pc.sort_indices(pa.table({"of": of, "id": ids}), sort_keys=keys))
-    rank = np.empty(order.size, dtype=np.int64)
-    rank[order] = np.arange(order.size)
-    of = of.take(pa.array(order))
+    order = pc.sort_indices(pa.table({"of": of, "id": ids}), sort_keys=keys)
+    of = of.take(order)
     begins = pc.not_equal(of[1:], of[:-1]).to_numpy(zero_copy_only=False)
-    codes = rank[np.concatenate([np.asarray(chunk.indices) for chunk in encoded.chunks])]
-    ends = np.cumsum([len(column) for column in columns])[:-1]
-    return ids.take(pa.array(order)), np.append(0, np.cumsum(begins)), np.split(codes, ends)
+    return order.to_numpy().astype(np.int64), np.append(0, np.cumsum(begins))
 
 
 def _logs(name: str, kind: Kind, rows: pa.Table, customer: Ints) -> Iterator[tuple[str, Log]]:
@@ -261,9 +265,22 @@ def _coded(kind: Kind, name: str, texts: pa.ChunkedArray) -> Ints:
 
     So the order of events, and with it every last bit of a sum, is the same whichever other customers share the batch.
     """
+    if texts.null_count == len(texts):
+        return np.full(len(texts), -1)
     choices = SOURCES[kind.source.partition(".")[0]].column(name).choices
-    words = pa.array(choices, pa.string()) if choices else _words(texts)
-    return np.asarray(pc.fill_null(pc.index_in(texts, words).combine_chunks(), -1)).astype(np.int64)
+    if choices:
+        return _numbers(pc.index_in(texts, pa.array(choices, pa.string())))
+    encoded = texts.dictionary_encode()
+    words = encoded.chunk(0).dictionary
+    rank = np.empty(len(words) + 1, dtype=np.int64)
+    rank[pc.array_sort_indices(words).to_numpy()] = np.arange(len(words))
+    rank[-1] = -1
+    return rank[np.concatenate([_numbers(chunk.indices) for chunk in encoded.chunks])]
+
+
+def _numbers(places: pa.Array) -> Ints:
+    """Arrow's positions as integers (-1: null)."""
+    return np.asarray(pc.fill_null(places, -1) if places.null_count else places).astype(np.int64)
 
 
 def _words(texts: pa.ChunkedArray) -> pa.StringArray:

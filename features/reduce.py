@@ -219,4 +219,5 @@ def _doubles(values: pa.Array) -> pa.Array:
     if pa.types.is_boolean(values.type):
         return pc.cast(pc.cast(values, pa.int8()), pa.float64())
     unscaled = np.frombuffer(values.buffers()[1], np.int64)[::2][values.offset : values.offset + len(values)]
-    return pa.array(unscaled / 10_000, mask=pc.is_null(values).to_numpy(zero_copy_only=False))
+    mask = pc.is_null(values).to_numpy(zero_copy_only=False) if values.null_count else None
+    return pa.array(unscaled / 10_000, pa.float64(), mask)

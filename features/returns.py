@@ -19,7 +19,7 @@ def fold(h: History) -> dict[str, Floats]:
         "returns_value": value,
         "returns_per_order": ratio(returns.count(), h.orders.count()),
         "returns_value_ratio": ratio(value, h.orders.sum("spend")),
-        "return_recency_days": returns.min(returns.age_days),
+        "return_recency_days": returns.since_last(),
         **in_windows("returns", returns.windowed(), DAYS),
         **in_windows("returns_value", returns.windowed("spend"), (90,)),
         **_refunds(returns),
@@ -34,7 +34,7 @@ def _refunds(returns: Events) -> dict[str, Floats]:
     return {
         "refund_days_mean": finished.mean(finished.age_days - done[completed]),
         "refunds_open": open_.count(),
-        "refund_open_days": filled(open_.max(open_.age_days)),
+        "refund_open_days": filled(open_.since_first()),
         "refunds_late": returns.where(late).count(),
         "refund_late_share": ratio(returns.where(late).count(), returns.count()),
     }

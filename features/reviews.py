@@ -21,7 +21,7 @@ def fold(h: History) -> dict[str, Floats]:
     return {
         "reviews_total": reviews.count(),
         "reviews_365d": reviews.within(365).count(),
-        "review_recency_days": reviews.min(reviews.age_days),
+        "review_recency_days": reviews.since_last(),
         "reviews_per_order": ratio(reviews.count(), h.orders.count()),
         "rating_mean": rated.mean("rating"),
         "rating_last": rated.last(star),

@@ -11,8 +11,9 @@ def fold(h: History) -> dict[str, Floats]:
     """The classic three, and what BG/NBD needs (Fader, Hardie and Lee 2005: x, t_x, T in days)."""
     orders = h.orders
     day = orders.at // 86_400_000_000
-    new_day = ~orders.follows() | (np.diff(day, prepend=-1) != 0)
-    recency, tenure = orders.min(orders.age_days), orders.max(orders.age_days)
+    new_day = ~orders.follows()
+    new_day[1:] |= day[1:] != day[:-1]
+    recency, tenure = orders.since_last(), orders.since_first()
     spend = orders.sum("spend")
     return {
         "recency_days": recency,

@@ -1,7 +1,8 @@
 """Features that need the population: RFM-B scores, customer value and country rank, fitted on training rows and saved."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -81,20 +82,25 @@ class Fitted:
         """Plain data, for the manifest."""
         return asdict(self)
 
-    def apply(self, table: pa.Table) -> pa.Table:
-        """The table with the score columns added."""
-        scores = {name: self._score(table, feature, direction) for name, (feature, direction) in SCORED.items()}
+    def scores(self, columns: Mapping[str, Floats], countries: Sequence[str | None] = ()) -> dict[str, Floats]:
+        """The score columns, (n,) each, from the columns `fitted_on` and, where countries were fitted, each customer's."""
+        scores = {name: self._score(columns, feature, direction) for name, (feature, direction) in SCORED.items()}
         scores["rfm_score"] = _weighted(scores, list(SCORED))
-        behaviour = [self._score(table, name, 1.0) for name in BEHAVIOUR if name in self.edges]
+        behaviour = [self._score(columns, name, 1.0) for name in BEHAVIOUR if name in self.edges]
         if behaviour:
             scores["b_score"] = np.mean(behaviour, axis=0)
             scores["rfmb_score"] = _weighted(scores, list(RFMB_WEIGHTS))
-            scores["high_value_high_risk"] = _at_risk(table, scores["b_score"])
-        scores |= self.clv.features(table)
+            scores["high_value_high_risk"] = _at_risk(columns, scores["b_score"])
+        scores |= self.clv.features(columns)
         if self.countries is not None:
-            rank = {country: float(number) for number, country in enumerate(self.countries)}
-            codes = [rank.get(country, float(TOP_COUNTRIES)) for country in table["country"].to_pylist()]
-            scores[COUNTRY.name] = np.array(codes, dtype=np.float64)
+            rank: dict[str | None, float] = {country: float(number) for number, country in enumerate(self.countries)}
+            scores[COUNTRY.name] = np.array([rank.get(country, float(TOP_COUNTRIES)) for country in countries], dtype=np.float64)
+        return scores
+
+    def apply(self, table: pa.Table) -> pa.Table:
+        """The table with the score columns added."""
+        columns = clv.arrays(table, [name for name in fitted_on(table.column_names) if name != "country"])
+        scores = self.scores(columns, table["country"].to_pylist() if self.countries is not None else ())
         for name, values in scores.items():
             table = table.append_column(name, pa.array(values, pa.float64()))
         return table
@@ -104,10 +110,13 @@ class Fitted:
         made = {feature.name for feature in (*R_F_M, RFM, B, RFMB, AT_RISK, *clv.FEATURES, COUNTRY)}
         return self.apply(table.drop_columns([name for name in table.column_names if name in made]))
 
-    def _score(self, table: pa.Table, feature: str, direction: float) -> Floats:
-        values, edges = filled(table[feature].to_numpy()), np.array(self.edges[feature])
-        below = np.searchsorted(edges, values, side="left" if direction > 0 else "right")
-        percent = np.clip(below - (0 if direction > 0 else 1), 0, 100).astype(np.float64)
+    @cached_property
+    def _edges(self) -> dict[str, Floats]:
+        return {name: np.array(edges) for name, edges in self.edges.items()}
+
+    def _score(self, columns: Mapping[str, Floats], feature: str, direction: float) -> Floats:
+        below = self._edges[feature].searchsorted(filled(columns[feature]), side="left" if direction > 0 else "right")
+        percent = np.minimum(np.maximum(below - (0 if direction > 0 else 1), 0), 100).astype(np.float64)
         return percent if direction > 0 else 100 - percent
 
 
@@ -117,8 +126,8 @@ def _weighted(scores: dict[str, Floats], names: Sequence[str]) -> Floats:
     return np.asarray(sum(parts[1:], parts[0]) / total)
 
 
-def _at_risk(table: pa.Table, b_score: Floats) -> Floats:
+def _at_risk(columns: Mapping[str, Floats], b_score: Floats) -> Floats:
     most = HIGH_VALUE_HIGH_RISK
-    recent = table["recency_days"].to_numpy() <= most["recency_days"]
-    loyal = (table["frequency_orders"].to_numpy() >= most["frequency_orders"]) & (table["monetary_net"].to_numpy() >= most["monetary_net"])
+    recent = columns["recency_days"] <= most["recency_days"]
+    loyal = (columns["frequency_orders"] >= most["frequency_orders"]) & (columns["monetary_net"] >= most["monetary_net"])
     return np.asarray(recent & loyal & (b_score <= most["b_score"])).astype(np.float64)

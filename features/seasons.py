@@ -6,7 +6,7 @@ model learns that snapshot's level (notebooks/LOG.md, 2026-11-21).
 
 import numpy as np
 
-from features.events import Floats
+from features.events import Floats, ratio
 from features.family import Family, Feature
 from features.history import History
 from features.reduce import NIGHT_HOURS
@@ -25,24 +25,26 @@ def fold(h: History) -> dict[str, Floats]:
         "spend_next_window_year_ago": year_ago.sum("spend"),
         "orders_next_30d_year_ago": month_ago.count(),
         "orders_past_window_year_ago": before.count(),
-        "known_year_ago": (h.orders.max(h.orders.age_days) >= YEAR_DAYS).astype(np.float64),
+        "known_year_ago": (h.orders.since_first() >= YEAR_DAYS).astype(np.float64),
         **_habits(h),
     }
 
 
 def _habits(h: History) -> dict[str, Floats]:
-    hour = (h.orders.at // 3_600_000_000) % 24
-    weekday = (h.orders.at // 86_400_000_000 + 3) % 7  # 1970-01-01 was a Thursday; Monday is 0
-    share = np.stack([h.orders.mean((weekday == day).astype(np.float64)) for day in range(7)], axis=1)
+    hours = h.orders.at // 3_600_000_000
+    hour = (hours % 24).astype(np.float64)
+    weekday = (hours // 24 + 3) % 7  # 1970-01-01 was a Thursday; Monday is 0
+    placed = np.bincount(h.orders.customer * 7 + weekday, minlength=h.n * 7).reshape(h.n, 7).astype(np.float64)
+    share = ratio(placed, h.orders.count()[:, np.newaxis])
     with np.errstate(divide="ignore", invalid="ignore"):
-        entropy = -np.nansum(np.where(share > 0, share * np.log2(share), 0), axis=1)
+        entropy = -np.where(share > 0, share * np.log2(share), 0).sum(axis=1)
     return {
-        "order_hour_mean": h.orders.mean(hour.astype(np.float64)),
+        "order_hour_mean": h.orders.mean(hour),
         "evening_share": h.orders.mean((hour >= EVENING_FROM_HOUR).astype(np.float64)),
         "weekend_share": h.orders.mean((weekday >= 5).astype(np.float64)),
         "weekday_entropy": entropy,
-        "weekday_top_share": np.where(np.isnan(share).any(axis=1), np.nan, share.max(axis=1)),
-        "order_hour_std": h.orders.std(hour.astype(np.float64)),
+        "weekday_top_share": share.max(axis=1),
+        "order_hour_std": h.orders.std(hour),
         "night_share": h.orders.mean((hour < NIGHT_HOURS).astype(np.float64)),
     }
 

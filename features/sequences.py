@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.events import Floats, Ints, filled, sort_by
+from features.events import Events, Floats, Ints, filled, lengths, sort_by
 from features.history import History
 
 WEEKS = 52
@@ -76,31 +76,59 @@ def weekly(h: History, chosen: tuple[Channel, ...]) -> dict[str, pa.Array]:
 
     A cell is week * channels + channel, week 0 the oldest, the last one ends at the snapshot; see `dense`.
     """
-    cells, values = [], []
+    width = WEEKS * len(chosen)
+    cells, values = [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
+    weeks: dict[str, Weeks] = {}
     for place, channel in enumerate(chosen):
-        recent = h.events[channel.kind].within(WEEKS * 7)
-        week = recent.customer * WEEKS + (WEEKS - 1 - (recent.age_days / 7).astype(np.int64))
-        weights = np.ones(week.size) if channel.measure is None else filled(recent[channel.measure])
-        weeks, sums = _grouped(week, weights)
+        if not h.events[channel.kind].customer.size:
+            continue
+        if channel.kind not in weeks:
+            weeks[channel.kind] = _weeks(h.events[channel.kind].within(WEEKS * 7))
+        sums = _sums(weeks[channel.kind], channel.measure)
         some = sums > 0
-        cells.append(weeks[some] * len(chosen) + place)
+        cells.append(weeks[channel.kind].cell[some] * len(chosen) + place)
         values.append(np.log1p(sums[some]))
     cell, value = np.concatenate(cells), np.concatenate(values)
-    order = np.argsort(cell, kind="stable")  # sorted within each channel, which a stable sort makes use of
-    width = WEEKS * len(chosen)
-    size = np.bincount(cell // width, minlength=h.n)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(size)]).astype(np.int32))
+    order = cell.argsort(kind="stable")  # sorted within each channel, which a stable sort makes use of
+    offsets = _offsets(np.bincount(cell // width, minlength=h.n))
     lists = {"week_cells": (cell[order] % width).astype(np.int32), "week_values": value[order].astype(np.float32)}
     return {name: pa.ListArray.from_arrays(offsets, pa.array(flat)) for name, flat in lists.items()}
 
 
-def _grouped(group: Ints, weights: Floats) -> tuple[Ints, Floats]:
-    """Each group once, and the sum of its weights; events of most kinds come with their groups in order already."""
-    if not (group[1:] >= group[:-1]).all():
-        order = np.argsort(group, kind="stable")
-        group, weights = group[order], weights[order]
-    starts = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]])) if group.size else np.zeros(0, dtype=np.int64)
-    return group[starts], np.add.reduceat(weights, starts) if group.size else weights
+@dataclass(frozen=True)
+class Weeks:
+    """Events in the order of customer and week: where each week with events begins, and its number (customer * WEEKS + week)."""
+
+    events: Events
+    starts: Ints
+    cell: Ints
+
+
+def _weeks(events: Events) -> Weeks:
+    """Most kinds come in the order of their weeks already."""
+    cell = events.customer * WEEKS + (WEEKS - 1 - (events.age_days / 7).astype(np.int64))
+    if not (cell[1:] >= cell[:-1]).all():
+        order = cell.argsort(kind="stable")
+        events, cell = events.where(order), cell[order]
+    new = np.ones(cell.size, dtype=bool)
+    new[1:] = cell[1:] != cell[:-1]
+    starts = new.nonzero()[0]
+    return Weeks(events, starts, cell[starts])
+
+
+def _sums(weeks: Weeks, measure: str | None) -> Floats:
+    """Sum of a measure (None: number of events) in each week with events."""
+    size = weeks.events.customer.size
+    if measure is None or not size:
+        return lengths(weeks.starts, size).astype(np.float64)
+    return np.add.reduceat(filled(weeks.events[measure]), weeks.starts)
+
+
+def _offsets(size: Ints) -> pa.Array:
+    """Where lists of these sizes begin, and the end of the last."""
+    offsets = np.zeros(size.size + 1, dtype=np.int32)
+    offsets[1:] = size.cumsum()
+    return pa.array(offsets)
 
 
 def dense(cells: pa.ListArray, values: pa.ListArray, channels: int) -> npt.NDArray[np.float32]:
@@ -129,20 +157,21 @@ def last_events(h: History) -> dict[str, pa.Array]:
 
     The gap is the time since the event before, of the oldest event listed 0; lists are of at most LAST_EVENTS.
     """
-    kinds = [h.events[kind] for kind in EVENT_KINDS]
-    customer = np.concatenate([events.customer for events in kinds])
-    age = np.concatenate([events.age_days for events in kinds])
-    at = np.concatenate([events.at for events in kinds])
-    kind = np.repeat(np.arange(1, len(kinds) + 1), [events.customer.size for events in kinds])
+    kinds = [(number, events) for number, events in enumerate((h.events[kind] for kind in EVENT_KINDS), 1) if events.customer.size]
+    kinds = kinds or [(1, h.orders)]
+    customer = np.concatenate([events.customer for _, events in kinds])
+    age = np.concatenate([events.age_days for _, events in kinds])
+    at = np.concatenate([events.at for _, events in kinds])
+    kind = np.repeat([number for number, _ in kinds], [events.customer.size for _, events in kinds])
     order = sort_by([customer, at // 1_000_000, at, kind])
     customer, age, kind = customer[order], age[order], kind[order].astype(np.int8)
     size = np.bincount(customer, minlength=h.n)
-    ends = np.cumsum(size)
+    ends = size.cumsum()
     kept = ends[customer] - np.arange(customer.size) <= LAST_EVENTS
     customer, age, kind = customer[kept], age[kept], kind[kept]
     gap = np.zeros(age.size)
     gap[1:] = np.where(customer[1:] == customer[:-1], age[:-1] - age[1:], 0.0)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(np.minimum(size, LAST_EVENTS))]).astype(np.int32))
+    offsets = _offsets(np.minimum(size, LAST_EVENTS))
     return {
         "event_types": pa.ListArray.from_arrays(offsets, pa.array(kind)),
         "event_gap_days": pa.ListArray.from_arrays(offsets, pa.array(gap.astype(np.float32))),

@@ -27,12 +27,12 @@ def fold(h: History) -> dict[str, Floats]:
         "complaint_share": ratio(complaints.count(), tickets.count()),
         "tickets_open": tickets.where(~solved).count(),
         "complaints_open": unsolved.count(),
-        "complaint_open_days": filled(unsolved.max(unsolved.age_days)),
+        "complaint_open_days": filled(unsolved.since_first()),
         "resolve_days_mean": finished.mean(took),
         "resolve_days_last": finished.last(took),
         "resolve_days_max": finished.max(took),
-        "ticket_recency_days": tickets.min(tickets.age_days),
-        "complaint_recency_days": complaints.min(complaints.age_days),
+        "ticket_recency_days": tickets.since_last(),
+        "complaint_recency_days": complaints.since_last(),
         "tickets_per_order": ratio(tickets.count(), h.orders.count()),
     }
 

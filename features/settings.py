@@ -39,6 +39,14 @@ class Settings(BaseSettings):
     study_storage: SecretStr | None = Field(
         default=None, description="SQLAlchemy URL of the studies, for workers on several machines; default: SQLite in the home"
     )
+    auth: Literal["on", "off"] = Field(default="on", description="whether the service asks for API keys; off only on 127.0.0.1")
+    keys: Path | None = Field(default=None, description="file of the API keys' digests; default: keys.json in the home")
+    online: Path | None = Field(default=None, description="file of the online store; default: online.db in the home")
+    package: Path | None = Field(default=None, description="folder of the model to serve; default: the Bento's own")
+    features: Path | None = Field(default=None, description="feature table for look-ups by id")
+    follow: str | None = Field(default=None, description="registered model and alias that the service follows, NAME@ALIAS")
+    follow_seconds: float = Field(default=5.0, gt=0, description="how often the follower looks at the registry")
+    workers: int = Field(default=1, ge=1, le=64, description="processes of the service")
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
     def __init__(self, **given: Any) -> None:

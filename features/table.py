@@ -52,6 +52,7 @@ from features.events import Floats
 from features.family import Family, Feature
 from features.files import sha256_json
 from features.history import History, as_of
+from features.lifecycle import Names
 from features.profile import Profile, from_arrow
 from features.scores import Fitted
 from features.sequences import Channel
@@ -227,13 +228,28 @@ def _rows(h: History, next_days: Floats | None, manifest: Manifest) -> pa.Table:
     unknown = np.full(h.n, np.nan)
     columns[LABEL] = pa.array(unknown if next_days is None else label.churned(next_days), from_pandas=True)
     columns[NEXT_ORDER] = pa.array(unknown if next_days is None else next_days, from_pandas=True)
+    columns |= {name: pa.array(values, pa.float64()) for name, values in _numbers(h, manifest).items()}
+    columns |= {name: pa.array(values, pa.string()) for name, values in _texts(h, manifest).items()}
+    return pa.table(columns | _lists(h, manifest))
+
+
+def _numbers(h: History, manifest: Manifest) -> dict[str, Floats]:
+    """The families' features, (n,) each."""
+    found: dict[str, Floats] = {}
     for family, features in manifest.families:
-        found = family.fold(h)
-        columns |= {feature.name: pa.array(found[feature.name], pa.float64()) for feature in features}
-    columns |= {name: pa.array(v, pa.string()) for name, v in lifecycle.describe(h, manifest.high_value_per_year).items()}
-    if COUNTRY_SOURCE in manifest.sources:
-        columns["country"] = _country(h)
-    return pa.table(columns | sequences.weekly(h, manifest.channels) | sequences.last_events(h))
+        folded = family.fold(h)
+        found |= {feature.name: folded[feature.name] for feature in features}
+    return found
+
+
+def _texts(h: History, manifest: Manifest) -> dict[str, Names | pa.StringArray]:
+    """Stages and, where the data have it, country, (n,) each."""
+    stages = lifecycle.describe(h, manifest.high_value_per_year)
+    return stages | {"country": _country(h)} if COUNTRY_SOURCE in manifest.sources else stages
+
+
+def _lists(h: History, manifest: Manifest) -> dict[str, pa.Array]:
+    return sequences.weekly(h, manifest.channels) | sequences.last_events(h)
 
 
 def _country(h: History) -> pa.Array:
@@ -257,6 +273,42 @@ def online(
     assert manifest.fitted is not None
     profile = from_arrow(reduce.of_tables(connection, statements, tables, moment))
     return manifest.fitted.apply(next(fold(profile, [moment], manifest)))
+
+
+@dataclass(frozen=True)
+class OnlineRows:
+    """Complete feature rows of n customers at one moment, as a model takes them.
+
+    ``x_NF`` holds the features by the manifest's ``names`` (n, f), NaN where unknown; ``texts`` the stages and, where the data have
+    it, the country (None: not known); ``lists`` the columns of WEEKLY and EVENTS.
+    """
+
+    customer_id: list[str]
+    snapshot: datetime
+    x_NF: Floats
+    texts: dict[str, list[str | None]]
+    lists: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.customer_id)
+
+
+def online_rows(
+    connection: duckdb.DuckDBPyConnection,
+    statements: Mapping[str, str],
+    tables: Mapping[str, pa.Table],
+    moment: datetime,
+    manifest: Manifest,
+) -> OnlineRows:
+    """The same rows as `online` without a table of hundreds of columns, which for one customer takes a good part of the time."""
+    assert manifest.fitted is not None
+    profile = from_arrow(reduce.of_tables(connection, statements, tables, moment))
+    h = as_of(profile, moment, manifest.horizon_days, manifest.lookback_days)
+    numbers = _numbers(h, manifest)
+    texts = {name: values.tolist() for name, values in _texts(h, manifest).items()}
+    numbers |= manifest.fitted.scores(numbers, texts.get("country", ()))
+    x_FN = np.concatenate([numbers[name] for name in manifest.names]).reshape(len(manifest.names), h.n)
+    return OnlineRows(h.customer_id.to_pylist(), moment, np.ascontiguousarray(x_FN.T), texts, pa.table(_lists(h, manifest)))
 
 
 def build(

@@ -3,7 +3,7 @@
 import numpy as np
 
 from features.domain import WINDOWS_DAYS
-from features.events import Events, Floats, ratio
+from features.events import Events, Floats, lengths, ratio, runs
 from features.family import Family, Feature, by_window, in_windows
 from features.history import History
 
@@ -23,9 +23,8 @@ def fold_brands(h: History) -> dict[str, Floats]:
 def _tastes(h: History, text: str, many: str) -> dict[str, Floats]:
     items = h.items.where(h.items[text] >= 0)
     pair = items.customer * (items[text].max(initial=0) + 1) + items[text]
-    order = np.argsort(pair)
-    starts = np.flatnonzero(np.diff(pair[order], prepend=-1))
-    bought = np.diff(np.append(starts, pair.size)).astype(np.float64)
+    order, starts = runs([pair])
+    bought = lengths(starts, pair.size).astype(np.float64)
     age = items.age_days[order]
     newest, oldest = (low_or_high.reduceat(age, starts) if starts.size else age for low_or_high in (np.minimum, np.maximum))
     distinct = Events(h.n, items.customer[order[starts]], newest, {})

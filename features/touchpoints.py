@@ -28,44 +28,45 @@ PERIODS_BEFORE = 3.05
 
 def fold(h: History) -> dict[str, Floats]:
     """Each touchpoint as ``tp_<name>`` (flag) and ``tp_<name>_days``."""
-    found = {}
-    for name, since in {
+    found: dict[str, Floats] = {}
+    since = {
         "no_review": _no_review(h),
         "no_second_order": _no_second_order(h),
         "no_campaign": _no_campaign(h),
         "complaint_open": _complaint_open(h),
-        "silent": h.orders.min(h.orders.age_days) - HORIZON_DAYS,
+        "silent": h.orders.since_last() - HORIZON_DAYS,
         "cart_left": cart_age_days(h) - CART_DAYS,
         "refund_late": _open_past(h.returns),
         "delivery_late": _late(h.events["delivery"]),
-    }.items():
-        days = filled(since, -1.0)
-        found[f"tp_{name}"] = (days > 0).astype(np.float64)
-        found[f"tp_{name}_days"] = np.maximum(days, 0.0)
+    }
+    days = np.concatenate(list(since.values())).reshape(len(since), h.n)
+    holds = days > 0  # NaN: no
+    for name, flag, number in zip(since, holds.astype(np.float64), np.where(holds, days, 0.0), strict=True):
+        found[f"tp_{name}"], found[f"tp_{name}_days"] = flag, number
     return found | _reasons(h, found)
 
 
 def _no_review(h: History) -> Floats:
-    since = h.orders.max(h.orders.age_days) - REVIEW_DAYS
+    since = h.orders.since_first() - REVIEW_DAYS
     return np.where(h.events["review"].count() > 0, np.nan, since)
 
 
 def _no_second_order(h: History) -> Floats:
     """Days past the time allowed, for customers of one order; or whose second order came late: no longer."""
-    return np.where(h.orders.count() == 1, h.orders.max(h.orders.age_days) - FIRST_SECOND_ORDER_DAYS, np.nan)
+    return np.where(h.orders.count() == 1, h.orders.since_first() - FIRST_SECOND_ORDER_DAYS, np.nan)
 
 
 def _no_campaign(h: History) -> Floats:
     """Since the last open, click or conversion, for those contacted at all."""
     answers = [h.events[state] for state in ("opened", "clicked", "converted")]
-    last = np.fmin.reduce([answer.min(answer.age_days) for answer in answers])
-    return np.where(np.isnan(last), h.contacts.max(h.contacts.age_days), last) - CAMPAIGN_SILENCE_DAYS
+    last = np.fmin.reduce([answer.since_last() for answer in answers])
+    return np.where(np.isnan(last), h.contacts.since_first(), last) - CAMPAIGN_SILENCE_DAYS
 
 
 def _complaint_open(h: History) -> Floats:
     tickets = h.events["ticket"]
     unsolved = tickets.where((tickets["complaint"] > 0) & np.isnan(tickets["done_age_days"]))
-    return unsolved.max(unsolved.age_days) - COMPLAINT_OPEN_DAYS
+    return unsolved.since_first() - COMPLAINT_OPEN_DAYS
 
 
 def _open_past(events: Events) -> Floats:

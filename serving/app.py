@@ -1,150 +1,388 @@
-"""The HTTP application: thin, strict and mounted into one BentoML service (`service.py`)."""
+"""The HTTP application: thin, strict, mounted into one BentoML service (`service.py`), behind the guard (`guard.py`)."""
 
+import asyncio
+import contextlib
 import gc
-from collections.abc import AsyncIterator, Callable
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import anyio
-import orjson
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from serving import decisions, openapi
-from serving.schemas import ScoreRequest
-from serving.score import Engine
+from serving import metrics, openapi, schemas
+from serving.answers import Refusal, invalid, json_response, problem
+from serving.audit import Audit
+from serving.champions import Champions, trial
+from serving.desk import Desk
+from serving.guard import LIST_BYTES, SINGLE_BYTES
+from serving.online import UNITS, OnlineStore, StoreBusy
+from serving.score import warm_file
+from serving.work import Every, Gate
 
-MAX_BODY_BYTES = 16 * 1024 * 1024
-WORK_THREADS = 2
-MAX_WAITING = 256
-"""Requests that may wait for a thread; beyond that the answer is 503."""
+SMALL_BYTES = 64 * 1024
+AT_ONCE, MOST_WAITING = 8, 160
+"""Small requests at work together (most in turn, in the event loop; raw histories in a thread), and those that may wait."""
+LARGE_AT_ONCE, LARGE_WAITING = 2, 16
+POLL_SECONDS, DUE_SECONDS, GAUGE_SECONDS, FOLLOWER_SECONDS, ADOPT_SECONDS = 0.25, 0.2, 5.0, 5.0, 1.0
+DRAIN_SECONDS = 1.5
+"""From SIGTERM on readiness is down while requests are still taken, so that a balancer can turn away first."""
+BODY_SECONDS = 10.0
+FEED_MOST = 1000
+Model = TypeVar("Model", bound=BaseModel)
+log = logging.getLogger("holdfast.app")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where a service finds and keeps things; ``follow``: registered model and alias to follow, if any."""
+
+    home: Path
+    package: Path
+    features: Path | None
+    follow: tuple[str, str] | None
+    version: str
+
+    @property
+    def following(self) -> Path | None:
+        """Folder in which the follower leaves new champions."""
+        return self.home / "serving" / "-".join(self.follow) if self.follow else None
 
 
 class Api:
-    """Holds the engine and answers requests; scoring runs in worker threads, never in the event loop."""
+    """Answers requests; what it does is in `desk.py`."""
 
-    def __init__(self, load: Callable[[], Engine], log: Path | None, version: str) -> None:
-        self._load, self.log, self.version = load, log, version
-        self.limiter: anyio.CapacityLimiter | None = None
-        self.waiting = 0
+    def __init__(self, setup: Setup, store: Callable[[], OnlineStore]) -> None:
+        self.setup, self._store = setup, store
+        self.audit = Audit(setup.home / "audit")
+        self.draining = self.ready = False
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Load once, then freeze the heap: a full collection over it costs a request 100 ms and more."""
-        self.engine = self._load()
-        self.limiter = anyio.CapacityLimiter(WORK_THREADS)
+        self.champions = Champions(self.setup.package, self.setup.home, self.setup.features, self.setup.following)
+        self.desk = Desk(self.champions, self._store())
+        self.small, self.large = Gate(AT_ONCE, MOST_WAITING), Gate(LARGE_AT_ONCE, LARGE_WAITING)
+        self.desk.store.set_meta(
+            f"policy:{self.champions.current.policy.digest}", self.champions.current.policy.model_dump(mode="json", by_alias=True)
+        )
+        self._gauges()
+        self._warm_up()
+        rounds = [
+            (POLL_SECONDS, self._follow),
+            (DUE_SECONDS, self.desk.decide_due),
+            (GAUGE_SECONDS, self._gauges),
+            (ADOPT_SECONDS, self._adopt),
+        ]
+        rounds += [(FOLLOWER_SECONDS, self._keep_follower)] if self.setup.follow else []
+        tasks = [asyncio.create_task(Every(seconds, work, _told).run()) for seconds, work in rounds]
+        self._on_signal()
         gc.collect()
         gc.freeze()
-        yield
+        self.ready = True
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            for child in self.children.values():
+                child.kill()
+
+    def _on_signal(self) -> None:
+        """Readiness goes down at SIGTERM, and some moments later the server's own handler shuts down."""
+        with contextlib.suppress(ValueError):  # not in the main thread: a test's server
+            before, loop = signal.getsignal(signal.SIGTERM), asyncio.get_running_loop()
+
+            def drain(number: int, frame: Any) -> None:
+                if not self.draining and callable(before):
+                    self.draining = True
+                    loop.call_soon_threadsafe(loop.call_later, DRAIN_SECONDS, before, number, None)
+
+            signal.signal(signal.SIGTERM, drain)
+
+    async def _follow(self) -> None:
+        if self.champions.changed():
+            await asyncio.to_thread(self.champions.switch)
+            policy = self.champions.current.policy
+            self.desk.store.set_meta(f"policy:{policy.digest}", policy.model_dump(mode="json", by_alias=True))
+            self._gauges()
+
+    def _warm_up(self) -> None:
+        """Have the latest table's reasons computed beside the service, unless they are there."""
+        engine = self.champions.current
+        if engine.lookup is not None and not engine.lookup.scored.why and not self.setup.follow:
+            self.children["warm"] = subprocess.Popen(
+                trial(self.setup.package, self.setup.home, self.setup.features), stderr=subprocess.DEVNULL
+            )
+
+    def _adopt(self) -> None:
+        """Take over what the warm-up has found, and wait for children that have ended."""
+        for name, child in list(self.children.items()):
+            if name != "follower" and child.poll() is not None:
+                del self.children[name]
+                if name == "warm":
+                    self.champions.current.adopt(warm_file(self.setup.home, self.champions.current.identity["digest"]))
+
+    def _keep_follower(self) -> None:
+        child = self.children.get("follower")
+        if child is None or child.poll() is not None:
+            assert self.setup.follow is not None
+            line = [sys.executable, "-m", "serving.follow", *self.setup.follow, str(self.setup.following)]
+            self.children["follower"] = subprocess.Popen([*line, *([str(self.setup.features)] if self.setup.features else [])])
+
+    def _gauges(self) -> None:
+        engine, decider = self.champions.current, self.desk.decider
+        metrics.model.set(float(engine.version))
+        metrics.reloads.set(self.champions.reloads)
+        metrics.reload_failures.set(self.champions.failed())
+        if engine.lookup is not None and len(engine.lookup.scored):
+            age = decider.clock() - engine.lookup.scored.snapshot[0].replace(tzinfo=engine.zone).timestamp()
+            metrics.feature_age.set(age)
+        spent = self.desk.store.spent(decider.day(engine.zone, decider.clock()))
+        for name, limit in zip(engine.policy.resources, engine.policy.limits_K.tolist(), strict=True):
+            metrics.used.labels(name).set(spent.get(name, 0) / UNITS)
+            metrics.limit.labels(name).set(limit)
+
+    def _audited(self, request: Request, action: str, status: int, customers: int, pseudonym: str | None = None) -> None:
+        self.audit.write(request.scope.get("holdfast.key", "anybody"), action, status, customers, pseudonym)
+
+    @asynccontextmanager
+    async def _asked(self, request: Request, model: type[Model], largest: int = LIST_BYTES) -> AsyncIterator[tuple[Model, int]]:
+        """The request's body as a model, and its size in bytes, once it is the request's turn.
+
+        A small body is read before the queue, so that a slow caller keeps nobody waiting; a large one in it, so that few lie in memory.
+        """
+        if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+            raise Refusal(415, "Unsupported media type", "send application/json")
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) <= SMALL_BYTES:
+            body = await _body(request, largest)
+            async with self.small:
+                yield _parsed(model, body), len(body)
+            return
+        async with self.large:
+            body = await _body(request, largest)
+            yield await asyncio.to_thread(_parsed, model, body), len(body)
 
     async def score(self, request: Request) -> Response:
         """``POST /v1/score``."""
-        if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-            return problem(415, "Unsupported media type", "send application/json")
-        if self.waiting >= MAX_WAITING:
-            return problem(503, "Busy", "all workers are busy", headers={"Retry-After": "1"})
-        self.waiting += 1
-        try:
-            body = await _body(request)
-            return await anyio.to_thread.run_sync(self._score, body, limiter=self.limiter)
-        finally:
-            self.waiting -= 1
+        async with self._asked(request, schemas.ScoreRequest) as (asked, size):
+            _single(asked.customers, size)
+            found = json_response(await self.desk.score(asked))
+            if any(one.features is None and one.orders is None for one in asked.customers):
+                self._audited(request, "score", 200, len(asked.customers))
+            return found
 
-    def _score(self, body: bytes) -> Response:
-        try:
-            asked = ScoreRequest.model_validate_json(body)
-        except ValidationError as error:
-            return _invalid(error)
-        results = self.engine.score(asked.customers, asked.snapshot)
-        if self.log is not None:
-            decisions.append(self.log, self._identity(), results)
-        answer = {**self._identity(), "currency": self.engine.manifest.currency, "results": results}
-        return json_response(answer)
+    async def decide(self, request: Request) -> Response:
+        """``POST /v1/decisions``."""
+        async with self._asked(request, schemas.DecisionRequest) as (asked, size):
+            _single(asked.customers, size)
+            found = json_response(await self.desk.decide(asked))
+            self._audited(request, "decide", 200, len(asked.customers))
+            return found
 
-    def _identity(self) -> dict[str, str]:
-        return {"model_version": self.engine.identity["model_version"], "policy_version": self.engine.policy.version}
+    async def feed(self, request: Request) -> Response:
+        """``GET /v1/decisions``."""
+        after, limit = _number(request, "after", 0, 2**62), _number(request, "limit", 100, FEED_MOST)
+        found = self.desk.feed(after, max(limit, 1))
+        self._audited(request, "feed", 200, len(found["decisions"]))
+        return json_response(found)
+
+    async def decision(self, request: Request) -> Response:
+        """``GET /v1/decisions/{id}``."""
+        found = self.desk.logged(request.path_params["id"])
+        self._audited(request, "decision", 200 if found else 404, 1, found["pseudonym"] if found else None)
+        if found is None:
+            raise Refusal(404, "Unknown decision", "the log has no decision of this id")
+        return json_response(found)
+
+    async def events(self, request: Request) -> Response:
+        """``POST /v1/events``."""
+        async with self._asked(request, schemas.EventsRequest) as (asked, size):
+            _single(asked.events, size)
+            found = await self.desk.write(lambda: self.desk.add_events(asked.events))
+            self._audited(request, "events", 200, len(asked.events))
+            return json_response(found)
+
+    async def outcomes(self, request: Request) -> Response:
+        """``POST /v1/outcomes``."""
+        async with self._asked(request, schemas.OutcomesRequest) as (asked, _):
+            found = await self.desk.write(lambda: self.desk.add_outcomes(asked.outcomes))
+            self._audited(request, "outcomes", 200, len(asked.outcomes))
+            return json_response(found)
+
+    async def profile(self, request: Request) -> Response:
+        """``GET /v1/customers/{id}``."""
+        async with self.small:
+            found = await self.desk.profile(request.path_params["id"])
+            self._audited(request, "profile", 200, 1, found["pseudonym"])
+            return json_response(found)
+
+    async def consents(self, request: Request) -> Response:
+        """``PUT /v1/customers/{id}/consents``."""
+        async with self._asked(request, schemas.ConsentRequest, SINGLE_BYTES) as (asked, _):
+            found = await self.desk.write(lambda: self.desk.set_consents(request.path_params["id"], asked))
+            self._audited(request, "consents", 200, 1, found["pseudonym"])
+            return json_response(found)
+
+    async def erase(self, request: Request) -> Response:
+        """``DELETE /v1/customers/{id}``; the files of the batch follow in a process of their own."""
+        pseudonym = await self.desk.write(lambda: self.desk.erase(request.path_params["id"]))
+        self._audited(request, "erase", 200, 1, pseudonym)
+        child = subprocess.Popen([sys.executable, "-m", "serving.erase", str(self.setup.home)], stdin=subprocess.PIPE)
+        assert child.stdin is not None
+        child.stdin.write(pseudonym.encode())
+        child.stdin.close()
+        self.children[f"erase {child.pid}"] = child
+        return json_response({"status": "erased", "pseudonym": pseudonym})
 
     async def model(self, request: Request) -> Response:
         """``GET /v1/model``."""
-        engine, lookup = self.engine, self.engine.lookup
+        engine = self.champions.current
+        lookup, manifest = engine.lookup, engine.manifest
         return json_response(
             {
                 **engine.identity,
-                "dataset": engine.manifest.dataset,
-                "horizon_days": engine.manifest.horizon_days,
-                "features": len(engine.manifest.names),
-                "sources": engine.manifest.sources,
+                "loaded_versions": self.champions.versions,
+                "dataset": manifest.dataset,
+                "horizon_days": manifest.horizon_days,
+                "features": len(manifest.names),
+                "feature_names": manifest.names,
+                "reads_sequences": engine.scorer.model.reads_sequences,
+                "sources": manifest.sources,
                 "policy_version": engine.policy.version,
                 "effects_source": engine.policy.effects_source,
-                "table_snapshot": lookup.rows["snapshot"][0].as_py().replace(tzinfo=engine.zone)
-                if lookup and lookup.rows.num_rows
-                else None,
+                "table_snapshot": lookup.scored.snapshot[0].replace(tzinfo=engine.zone) if lookup and len(lookup.scored) else None,
                 "table_customers": len(lookup.index) if lookup else 0,
             }
         )
 
+    async def policy(self, request: Request) -> Response:
+        """``GET /v1/policy``."""
+        found = self.champions.current.policy
+        return json_response({"digest": found.digest, **found.model_dump(mode="json", by_alias=True)})
+
     async def document(self, request: Request) -> Response:
         """``GET /openapi.json``."""
-        return json_response(openapi.document(self.version))
+        return json_response(openapi.document(self.setup.version))
+
+    async def metrics_page(self, request: Request) -> Response:
+        """``GET /metrics``."""
+        self._gauges()
+        return Response(metrics.page(), media_type=metrics.TYPE)
+
+    async def alive(self, request: Request) -> Response:
+        """``GET /livez`` and ``/healthz``."""
+        return PlainTextResponse("ok\n")
+
+    async def readiness(self, request: Request) -> Response:
+        """``GET /readyz``."""
+        if self.draining or not self.ready:
+            raise Refusal(503, "Not ready", "the service is shutting down" if self.draining else "the service is starting", retry_after=1)
+        return PlainTextResponse("ok\n")
 
     async def index(self, request: Request) -> Response:
-        """``GET /``: where to look, without a third party's script."""
-        return json_response({"service": "holdfast", "openapi": "/openapi.json", "score": "POST /v1/score", "model": "/v1/model"})
+        """``GET /``: where to look."""
+        return json_response({"service": "holdfast", "try": "/try", "openapi": "/openapi.json", "model": "/v1/model"})
+
+    async def try_out(self, request: Request) -> Response:
+        """``GET /try``: a page to try the API in a browser; no script of a third party."""
+        page = resources.files("serving").joinpath("templates/try.html").read_text(encoding="utf-8")
+        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
 
-def create(load: Callable[[], Engine], log: Path | None, version: str) -> Starlette:
-    """The application; ``load`` runs at start-up, ``log`` is the folder of the decision log."""
-    api = Api(load, log, version)
-    routes = [
-        Route("/v1/score", api.score, methods=["POST"]),
-        Route("/v1/model", api.model, methods=["GET"]),
-        Route("/openapi.json", api.document, methods=["GET"]),
-        Route("/docs.json", api.document, methods=["GET"]),
-        Route("/", api.index, methods=["GET"]),
+def create(setup: Setup, store: Callable[[], OnlineStore]) -> Starlette:
+    """The application; model and store are opened at start-up."""
+    api = Api(setup, store)
+    places: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+        ("POST", "/v1/score", api.score),
+        ("POST", "/v1/decisions", api.decide),
+        ("GET", "/v1/decisions", api.feed),
+        ("GET", "/v1/decisions/{id}", api.decision),
+        ("POST", "/v1/events", api.events),
+        ("POST", "/v1/outcomes", api.outcomes),
+        ("GET", "/v1/customers/{id}", api.profile),
+        ("DELETE", "/v1/customers/{id}", api.erase),
+        ("PUT", "/v1/customers/{id}/consents", api.consents),
+        ("GET", "/v1/model", api.model),
+        ("GET", "/v1/policy", api.policy),
+        ("GET", "/metrics", api.metrics_page),
+        ("GET", "/livez", api.alive),
+        ("GET", "/healthz", api.alive),
+        ("GET", "/readyz", api.readiness),
+        ("GET", "/openapi.json", api.document),
+        ("GET", "/try", api.try_out),
+        ("GET", "/", api.index),
     ]
-    handlers = {HTTPException: _http_problem, Exception: _unexpected}
+    routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint in places]
+    handlers: Any = {Refusal: _refused, StoreBusy: _busy, HTTPException: _http_problem, Exception: _unexpected}
     return Starlette(routes=routes, lifespan=api.lifespan, exception_handlers=handlers)
 
 
-def json_response(value: Any, status: int = 200, media: str = "application/json", headers: dict[str, str] | None = None) -> Response:
-    """JSON by orjson; times as ISO 8601."""
-    return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status, headers, media)
+def _single(items: Any, size: int) -> None:
+    if len(items) == 1 and size > SINGLE_BYTES:
+        raise Refusal(413, "Too large", f"the body of a single item is larger than {SINGLE_BYTES} bytes")
 
 
-def problem(
-    status: int, title: str, detail: str, errors: list[dict[str, str]] | None = None, headers: dict[str, str] | None = None
-) -> Response:
-    """An RFC 9457 problem."""
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "errors": errors or []}
-    return json_response(body, status, "application/problem+json", headers)
+def _number(request: Request, name: str, default: int, largest: int) -> int:
+    text = request.query_params.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= largest):
+        raise Refusal(
+            422, "Invalid request", f"{name} must be a whole number up to {largest}", [{"field": name, "rule": f"0 to {largest}"}]
+        )
+    return int(text)
 
 
-def _invalid(error: ValidationError) -> Response:
-    found = error.errors(include_input=False, include_context=False, include_url=False)
-    if found[0]["type"] == "json_invalid":
-        return problem(400, "Not JSON", "the body is not valid JSON")
-    told = [{"field": ".".join(str(part) for part in one["loc"]), "rule": one["msg"]} for one in found[:20]]
-    return problem(422, "Invalid request", f"{len(found)} field(s) break the schema", told)
-
-
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, largest: int) -> bytes:
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
-        parts.append(part)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > largest:
+                    raise Refusal(413, "Too large", f"the body is larger than {largest} bytes")
+                parts.append(part)
+    except TimeoutError:
+        raise Refusal(408, "Too slow", f"the body did not come within {BODY_SECONDS:.0f} s") from None
     return b"".join(parts)
+
+
+def _parsed(model: type[Model], body: bytes) -> Model:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def _told(error: Exception) -> None:
+    log.error("a round of background work failed: %s", type(error).__name__)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return error.response
+
+
+async def _busy(request: Request, error: Exception) -> Response:
+    return problem(503, "Busy", "the online store is being written to by a batch", headers={"Retry-After": "2"})
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, "Request refused", error.detail)
+    return problem(error.status_code, "Request refused", error.detail, headers=dict(error.headers or {}))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

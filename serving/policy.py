@@ -1,38 +1,70 @@
-"""From churn probability, customer value and segment to a tier: expected gain under stated effects.
-
-gain(tier) = churn probability x effect(segment, tier) x value - cost(tier)      [P 9.1, S FAQ 2]
-"""
+"""The policy file: values, effects, costs, constraints and what to do, read and checked. Decisions are made in `decide.py`."""
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from datetime import time
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 
-from features.domain import PlanStage, Stage, Tier, ValueSegment
+from features.domain import ChurnReason
 from features.errors import InputError
+from features.files import sha256_json
+from features.schema import CONTACT_CHANNELS
 
 Floats = npt.NDArray[np.float64]
-CONTACTS = ("nudge", "offer", "concierge")
+SCHEMA = 2
+TIERS = ("none", "nudge", "offer", "concierge")
+CONTACTS = TIERS[1:]
+CHANNELS = CONTACT_CHANNELS
+Channel = Literal["push", "e-mail", "sms", "wechat", "call"]
+TierName = Literal["nudge", "offer", "concierge"]
+TouchpointName = Literal[
+    "no_review", "no_second_order", "no_campaign", "complaint_open", "silent", "cart_left", "refund_late", "delivery_late"
+]
+FIX = "correct the key; `holdfast policy show` prints the shipped file with every one"
 
 
 class Segment(StrEnum):
     """Whom a strategy is for; the first that fits, from the top."""
 
     HIGH_VALUE = "high_value"
+    PRICE_SENSITIVE = "price_sensitive"
     NEW = "new"
     SILENT = "silent"
     LOYAL = "loyal"
     STANDARD = "standard"
 
 
+class Occasion(StrEnum):
+    """A moment that asks for a decision [S 4]."""
+
+    FIRST_ORDER = "first_order_24h"  # a day after the first order
+    ANNIVERSARY = "anniversary"  # of the first order
+    SILENT = "silent_90d"  # no order for 90 days
+    CART_LEFT = "cart_left"  # added to the cart, not paid, and gone
+    COMPLAINT = "complaint_open"  # a complaint was opened
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+Word = TypeVar("Word")
+Listed = Annotated[tuple[Word, ...], BeforeValidator(_listed)]
+"""One word or a list of them."""
+SegmentName = Annotated[Segment, Strict(False)]
+ReasonName = Annotated[ChurnReason, Strict(False)]
+OccasionName = Annotated[Occasion, Strict(False)]
 
 
 class Value(_Part):
@@ -43,13 +75,68 @@ class Value(_Part):
 
 
 class Contact(_Part):
-    """When a customer is contacted at all."""
+    """When a customer is contacted at all, and how contacts follow each other."""
 
     min_churn_probability: float = Field(ge=0, le=1)
+    min_gap_days: float = Field(ge=0)
+    climb_after_days: float = Field(ge=0)
+    ladder_days: float = Field(gt=0)
 
 
-class Costs(_Part):
-    """Cost of one contact of each tier."""
+class Unrecoverable(_Part):
+    """Who is left alone because money is better spent elsewhere [L 2.5]."""
+
+    silence_days: float = Field(gt=0)
+    after_concierge: bool
+
+
+class Consent(_Part):
+    """What counts where the data do not tell."""
+
+    purpose: str
+    unknown: Literal["deny", "allow"]
+    untracked: Literal["deny", "allow"]
+
+
+def _clock(value: Any) -> Any:
+    return time.fromisoformat(value) if isinstance(value, str) else value
+
+
+Clock = Annotated[time, BeforeValidator(_clock)]
+
+
+class QuietHours(_Part):
+    """When a channel must be silent; the span may go over midnight."""
+
+    start: Clock
+    end: Clock
+    channels: Listed[Channel]
+
+
+class Budget(_Part):
+    """Money for all contacts of a day."""
+
+    per_day: float = Field(ge=0)
+
+
+class Capacity(_Part):
+    """Hours of a day, and what one contact takes of them."""
+
+    hours_per_day: float = Field(ge=0)
+    hours_per_contact: float = Field(gt=0)
+
+
+class Cap(_Part):
+    """At most so many contacts of one customer within so many days."""
+
+    channel: Literal["any", "push", "e-mail", "sms", "wechat", "call"]
+    segment: SegmentName | None = None
+    contacts: int = Field(ge=0)
+    days: float = Field(gt=0)
+
+
+class Tiers(_Part):
+    """A number for each tier of contact."""
 
     nudge: float = Field(ge=0)
     offer: float = Field(ge=0)
@@ -65,77 +152,97 @@ class Effects(_Part):
 
 
 class Action(_Part):
-    """What a contact says and by which channel."""
+    """What a contact says, and the channels in order of preference."""
 
-    strategy: str
-    channel: Literal["push", "e-mail", "sms", "call"]
+    strategy: str = Field(min_length=1)
+    channels: Listed[Channel] = Field(min_length=1)
 
 
-class Strategies(_Part):
-    """The action of each tier."""
+class Rule(_Part):
+    """For whom which action; what is not asked for may be anything."""
 
-    nudge: Action
-    offer: Action
-    concierge: Action
+    segment: Listed[SegmentName] = ()
+    touchpoint: Listed[TouchpointName] = ()
+    reason: Listed[ReasonName] = ()
+    occasion: Listed[OccasionName] = ()
+    nudge: Action | None = None
+    offer: Action | None = None
+    concierge: Action | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is not for everybody."""
+        return bool(self.segment or self.touchpoint or self.reason or self.occasion)
 
 
 class Policy(_Part):
     """A policy file, parsed."""
 
-    version: str
+    schema_: Literal[2] = Field(alias="schema")
+    version: str = Field(min_length=1, max_length=64)
     effects_source: Literal["assumed", "measured"]
     value: Value
     contact: Contact
-    costs: Costs
-    effects: dict[Segment, Effects]
-    strategies: dict[Segment, Strategies]
+    unrecoverable: Unrecoverable
+    consent: Consent
+    quiet_hours: QuietHours | None = None
+    budget: Budget | None = None
+    capacity: dict[TierName, Capacity] = {}
+    caps: tuple[Cap, ...] = Field((), strict=False)
+    costs: Tiers
+    effects: dict[SegmentName, Effects]
+    rules: tuple[Rule, ...] = Field(min_length=1, strict=False)
 
-    def gains(self, p: Floats, value: Floats, segments: list[Segment]) -> Floats:
-        """Expected gain of tiers 0..3, shape (n, 4); tier 0 gains nothing."""
-        effect_N3 = np.array([[getattr(self.effects[s], tier) for tier in CONTACTS] for s in segments]).reshape(-1, 3)
-        cost_3 = np.array([getattr(self.costs, tier) for tier in CONTACTS])
-        gains_N4 = np.zeros((len(p), 4))
-        gains_N4[:, 1:] = p[:, None] * effect_N3 * value[:, None] - cost_3
-        return gains_N4
+    @model_validator(mode="after")
+    def _whole(self) -> "Policy":
+        if missing := [segment.value for segment in Segment if segment not in self.effects]:
+            raise ValueError(f"effects lacks the segment(s) {', '.join(missing)}: add [effects.{missing[0]}]")
+        for place, rule in enumerate(self.rules[:-1], 1):
+            if not rule.asks:
+                raise ValueError(f"rule {place} fits everybody, so that no later one is ever reached: move it to the end")
+            if not (rule.nudge or rule.offer or rule.concierge):
+                raise ValueError(f"rule {place} names no tier: give it a nudge, an offer or a concierge")
+        last = self.rules[-1]
+        if last.asks or not (last.nudge and last.offer and last.concierge):
+            raise ValueError("the last rule must fit everybody and name all three tiers: somebody would be left without an action")
+        return self
 
-    def tiers(self, p: Floats, gains_N4: Floats) -> list[Tier]:
-        """The tier with the highest gain; none when no tier gains or the risk is low."""
-        best = np.where(p >= self.contact.min_churn_probability, gains_N4.argmax(axis=1), Tier.NONE)
-        return [Tier(tier) for tier in best.tolist()]
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
-    def action(self, segment: Segment, tier: Tier) -> Action | None:
-        """What to do; None for tier 0."""
-        return None if tier is Tier.NONE else getattr(self.strategies[segment], tier.name.lower())
+    @cached_property
+    def digest(self) -> str:
+        """Digest of what the file says, whatever its comments and order: the key under which it is kept."""
+        return sha256_json(self.model_dump(mode="json", by_alias=True))[:16]
 
+    @cached_property
+    def effect_SC(self) -> Floats:
+        """Effects by segment and tier of contact, shape (segments, 3)."""
+        return np.array([[getattr(self.effects[segment], tier) for tier in CONTACTS] for segment in Segment])
 
-@dataclass(frozen=True)
-class Situation:
-    """What a policy looks at: value (n,) in the shop's currency, and segments."""
+    @cached_property
+    def cost_T(self) -> Floats:
+        """Cost of each tier, shape (4,); none costs nothing."""
+        return np.array([0.0, *(getattr(self.costs, tier) for tier in CONTACTS)])
 
-    value: Floats
-    segments: list[Segment]
+    @cached_property
+    def resources(self) -> tuple[str, ...]:
+        """What a day's contacts use up: ``budget``, then the tiers with a capacity."""
+        return (*(("budget",) if self.budget else ()), *self.capacity)
 
+    @cached_property
+    def use_KT(self) -> Floats:
+        """What a contact of each tier uses of each resource, shape (resources, 4)."""
+        rows = [self.cost_T] if self.budget else []
+        for tier, capacity in self.capacity.items():
+            rows.append(np.where(np.arange(len(TIERS)) == TIERS.index(tier), capacity.hours_per_contact, 0.0))
+        return np.array(rows).reshape(len(self.resources), len(TIERS))
 
-def situation(policy: Policy, table: pa.Table) -> Situation:
-    """Value and segment of each row of a feature table.
-
-    Orders a year are counted over at least a year, so that a first order is not taken for a habit.
-    """
-    years = np.maximum(table["tenure_days"].to_numpy(), 365) / 365
-    a_year = table["frequency_orders"].to_numpy() / years
-    value = table["order_value_mean"].to_numpy() * a_year * policy.value.lifetime_years * policy.value.margin
-    columns = (table[name].to_pylist() for name in ("value_segment", "lifecycle_stage", "plan_stage"))
-    return Situation(value, [_segment(*row) for row in zip(*columns, strict=True)])
-
-
-def _segment(value: str, stage: str, plan: str) -> Segment:
-    if value == ValueSegment.HIGH:
-        return Segment.HIGH_VALUE
-    if stage == Stage.NEW:
-        return Segment.NEW
-    if plan in (PlanStage.SILENT, PlanStage.CHURNED):
-        return Segment.SILENT
-    return Segment.LOYAL if stage == Stage.LOYAL else Segment.STANDARD
+    @cached_property
+    def limits_K(self) -> Floats:
+        """What there is of each resource in a day, shape (resources,)."""
+        hours = [capacity.hours_per_day for capacity in self.capacity.values()]
+        return np.array([*([self.budget.per_day] if self.budget else []), *hours])
 
 
 def default_file() -> Path:
@@ -147,13 +254,47 @@ def read(file: Path | None = None) -> Policy:
     """Parse a policy file (default: the shipped one). Raises InputError naming file, key, value and fix."""
     file = file or default_file()
     try:
-        policy = Policy(**tomllib.loads(file.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(str(file), f"cannot be read as TOML: {error}", "start from a copy of serving/policy.toml") from None
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(str(file), f"cannot be read: {error}", "start from `holdfast policy show > my_policy.toml`") from None
+    return parse(text, str(file))
+
+
+def parse(text: str, name: str) -> Policy:
+    """Parse the text of a policy file called ``name``."""
+    try:
+        return Policy(**tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(name, f"is not TOML: {error}", "start from `holdfast policy show > my_policy.toml`") from None
     except ValidationError as error:
-        told = "\n  ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
-        raise InputError(str(file), told, "correct the key; serving/policy.toml shows every one") from None
-    for part in ("effects", "strategies"):
-        if missing := [segment for segment in Segment if segment not in getattr(policy, part)]:
-            raise InputError(f"{file}: {part}", f"lacks the segment(s) {', '.join(missing)}", f"add [{part}.{missing[0]}]")
-    return policy
+        told = "\n  ".join(_told(one) for one in error.errors(include_url=False))
+        raise InputError(name, told, FIX) from None
+
+
+def _told(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{place}: is no key of a policy"
+    if error["type"] == "missing":
+        return f"{place}: is missing"
+    given = f" = {error['input']!r}" if place and not isinstance(error["input"], dict) else ""
+    return f"{place}{given}: {error['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+
+
+def differences(before: Policy, after: Policy) -> Iterator[tuple[str, Any, Any]]:
+    """(key, before, after) of every value that differs, in the order of the file; what is not there is None."""
+    left, right = (dict(_flat(policy.model_dump(mode="json", by_alias=True))) for policy in (before, after))
+    for key in dict.fromkeys([*left, *right]):
+        if left.get(key) != right.get(key):
+            yield key, left.get(key), right.get(key)
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for place, inner in enumerate(value, 1):
+            yield from _flat(inner, f"{key}[{place}]")
+    elif value not in (None, []):
+        yield key, value

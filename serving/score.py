@@ -1,169 +1,328 @@
-"""Champion + features + policy -> decisions; the batch and the service share it."""
+"""Champion + features -> scored customers; the batch and the service share it. What is done about them is in `decide.py`."""
 
 import threading
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import Decimal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
 from zoneinfo import ZoneInfo
 
 import duckdb
+import numpy as np
+import orjson
 import pyarrow as pa
 
-from features import reduce, table
-from features.domain import risk_band
+from features import reduce, sequences, table
+from features.domain import TOUCHPOINTS, risk_band
 from features.errors import InputError
 from features.files import read_json
+from features.lifecycle import STAGE_COLUMNS
 from features.pseudonym import Pseudonyms
-from features.schema import EXACT, FLAG, SOURCES, TEXT, TIME, Source
 from features.table import Manifest
-from serving import policy as policies
+from serving import decide, histories
+from serving.decide import REASONS, Bools
 from serving.explain import Explainer
-from serving.schemas import CustomerRequest
+from serving.policy import TIERS, Policy
+from serving.schemas import CustomerRequest, Sequences
 from training.models.base import Rows
 from training.models.scorer import Scorer
 
-TIERS = ("none", "nudge", "offer", "concierge")
 IDENTITY = "identity.json"
 """File beside the scorer's: registered name, version, run and digest of the champion."""
+_LISTS = dict(zip((*table.WEEKLY, *table.EVENTS), (pa.int32(), pa.float32(), pa.int8(), pa.float32()), strict=True))
+NEXT_ORDER = ("low", "median", "high")
+"""The quantiles .1, .5 and .9 of the days to the next order."""
+RFMB = ("recency_days", "frequency_orders", "monetary_net", "r_score", "f_score", "m_score", "b_score", "rfmb_score")
+Why = tuple[list[dict[str, Any]], str]
+"""Reasons, and the churn reason."""
+
+
+@dataclass
+class Scored:
+    """n customers with their probability; what decisions need beside it is there unless the table lacks it (``segment`` is None then).
+
+    ``days`` and ``why`` keep what somebody asked for, by position.
+    """
+
+    customer_id: list[str]
+    snapshot: list[datetime]
+    rows: Rows
+    p: list[float]
+    stages: dict[str, list[Any]]
+    value: list[float]
+    segment: list[int] | None
+    touchpoints_NP: Bools
+    silence_days: list[float]
+    raw: Any = None
+    """Uncalibrated probabilities (n,) where they were computed here."""
+    days: dict[int, list[float]] = field(default_factory=dict)
+    why: dict[int, Why] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.p)
+
+    def fingerprint(self, place: int) -> str:
+        """Digest of the numeric features of one customer."""
+        return blake2b(self.rows.x_NF[place].tobytes(), digest_size=8).hexdigest()
+
+
+One = tuple[Scored, int]
+"""A scored customer: where it is, and its position there."""
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """The latest feature table, for customers asked for by id."""
+    """The latest feature table, scored, for customers asked for by id."""
 
-    rows: pa.Table
+    scored: Scored
     index: dict[str, int]
+    file: Path
 
     @classmethod
-    def read(cls, path: Path, manifest: Manifest) -> "Lookup | None":
-        """Read the newest snapshot of a table, scored with the model's own fitted edges.
+    def rows(cls, path: Path, manifest: Manifest) -> pa.Table | None:
+        """The newest snapshot of a table with the model's own fitted edges.
 
         None when there is no table, or it is of another data set or definition than the model's.
         """
         if not path.exists():
             return None
         found = table.read_manifest(path)
-        alike = ("dataset", "timezone", "horizon_days", "sources", "key_check")
+        alike = ("dataset", "timezone", "horizon_days", "sources", "key_check", "columns")
         same = all(getattr(found, name) == getattr(manifest, name) for name in alike)
-        if not same or found.latest is None or manifest.fitted is None:
+        latest = found.latest or (found.test if found.columns else None)
+        if not same or latest is None:
             return None
-        rows = manifest.fitted.reapply(table.read(path, [found.latest]))
-        return cls(rows, {customer: row for row, customer in enumerate(rows["customer_id"].to_pylist())})
-
-
-NEXT_ORDER = ("low", "median", "high")
-"""The quantiles .1, .5 and .9 of the days to the next order."""
+        rows = table.read(path, [latest])
+        return manifest.fitted.reapply(rows) if manifest.fitted is not None else rows
 
 
 class Engine:
     """Scores feature rows and raw histories with one model and one policy."""
 
-    def __init__(self, scorer: Scorer, policy: policies.Policy, identity: dict[str, str], lookup: Lookup | None = None) -> None:
-        self.scorer, self.policy, self.identity, self.lookup = scorer, policy, identity, lookup
+    def __init__(
+        self, scorer: Scorer, policy: Policy, identity: dict[str, str], features: Path | None = None, warm: Path | None = None
+    ) -> None:
+        self.scorer, self.policy, self.identity = scorer, policy, identity
         self.manifest = scorer.manifest
         self.explainer = Explainer(self.manifest)
         self.pseudonyms = Pseudonyms.of(self.manifest.personal)
-        if self.pseudonyms.check != self.manifest.key_check:
+        if self.manifest.key_check and self.pseudonyms.check != self.manifest.key_check:
             raise InputError("HOLDFAST_ID_KEY", "is not the key that the model's data were pseudonymised with", "set the same key")
         self.statements = reduce.compiled(self.manifest.tables)
         self.zone = ZoneInfo(self.manifest.timezone)
+        self.names = {name: place for place, name in enumerate(self.manifest.names)}
+        self._name_list = tuple(self.manifest.names)
+        flags = [self.names.get(f"tp_{touchpoint.name}", -1) for touchpoint in TOUCHPOINTS]
+        self._flags, self._flagged = np.array(flags), np.array(flags) >= 0
         self._local = threading.local()
+        self.lookup: Lookup | None = None
+        rows = Lookup.rows(features, self.manifest) if features else None
+        if rows is not None and features is not None:
+            ids = rows["customer_id"].to_pylist()
+            known = _warm(warm, features, identity["digest"]) if warm else None
+            self.lookup = Lookup(self.of_table(rows, known), {customer: row for row, customer in enumerate(ids)}, features)
 
     @classmethod
-    def load(cls, folder: Path, policy: policies.Policy, features: Path | None = None) -> Self:
-        """Load a packaged champion, every digest verified."""
-        scorer = Scorer.load(folder)
-        lookup = Lookup.read(features, scorer.manifest) if features else None
-        return cls(scorer, policy, read_json(folder.parent / IDENTITY), lookup)
+    def load(cls, folder: Path, policy: Policy, features: Path | None = None, warm: Path | None = None) -> Self:
+        """Load a packaged champion, every digest verified, and score the latest snapshot of a feature table.
 
-    def decide(self, rows: pa.Table) -> list[dict[str, Any]]:
-        """One decision for each row of a feature table, in order (the fields of `schemas.Scored`)."""
-        arrays = Rows.of(rows, self.manifest.names, self.manifest.channels)
-        p = self.scorer.predict(arrays)
-        contributions = self.scorer.contributions(arrays)
-        reasons = self.explainer.reasons(contributions, arrays.x_NF)
-        told = zip(reasons, self.explainer.churn_reasons(contributions, arrays.x_NF), self._next_orders(arrays, p), strict=True)
-        found = policies.situation(self.policy, rows)
-        gains = self.policy.gains(p, found.value, found.segments)
-        tiers = self.policy.tiers(p, gains)
-        columns = (rows[name].to_pylist() for name in ("customer_id", "snapshot", "lifecycle_stage", "plan_stage", "value_segment"))
-        return [
-            self._answer(row, float(p[i]), why, gains[i].tolist(), tiers[i], found.segments[i])
-            for i, (row, why) in enumerate(zip(zip(*columns, strict=True), told, strict=True))
-        ]
+        Scores that `check.py` has left in ``warm`` for the very same model and table are taken over.
+        """
+        return cls(Scorer.load(folder), policy, read_json(folder.parent / IDENTITY), features, warm)
 
-    def _next_orders(self, rows: Rows, p: Any) -> list[dict[str, float | None]]:
-        """Days to the next order with an 80 % interval; None where it is beyond the horizon."""
+    def adopt(self, warm: Path) -> None:
+        """Take over reasons that `check.py` has found meanwhile."""
+        if self.lookup is not None and (found := _warm(warm, self.lookup.file, self.identity["digest"])):
+            _recall(self.lookup.scored, found)
+
+    @property
+    def version(self) -> str:
+        """Of the registered model."""
+        return self.identity["model_version"]
+
+    def of_table(self, rows: pa.Table, known: dict[str, Any] | None = None) -> Scored:
+        """Score the rows of a feature table, in order; ``known`` holds what `check.py` found for the same rows."""
+        arrays = Rows.of(rows, self._name_list, self.manifest.channels)
+        stages = {name: rows[name].to_pylist() if name in rows.column_names else [None] * len(arrays) for name in STAGE_COLUMNS}
+        return self._scored(rows["customer_id"].to_pylist(), rows["snapshot"].to_pylist(), arrays, stages, known)
+
+    def of_rows(self, customers: Sequence[CustomerRequest], snapshot: datetime) -> Scored:
+        """Score ready feature rows of a request. Raises InputError naming a feature that is missing or not the model's."""
+        x_NF = np.array([self._numbers(customer.features or {}) for customer in customers], dtype=np.float64)
+        for customer in customers:
+            self._check_sequences(customer.sequences)
+        told = [customer.stages for customer in customers]
+        stages = {name: [getattr(one, name).value if one else None for one in told] for name in STAGE_COLUMNS}
+        arrays = self._arrays(x_NF, [customer.sequences for customer in customers], snapshot)
+        return self._scored([c.customer_id for c in customers], [snapshot] * len(customers), arrays, stages)
+
+    def _numbers(self, given: Mapping[str, float | None]) -> list[float | None]:
+        """Features in the order of the model."""
+        try:
+            values = [given[name] for name in self._name_list]
+        except KeyError as error:
+            raise InputError(f"features.{error.args[0]}", "is missing", "send every feature of the model (`GET /v1/model`)") from None
+        if len(given) != len(values):
+            raise InputError("features", "holds a name that is no feature of the model", "`GET /v1/model` names them")
+        return values
+
+    def _check_sequences(self, one: Sequences | None) -> None:
+        if one is None:
+            if self.scorer.model.reads_sequences:
+                raise InputError("sequences", "are missing, and the model reads them", "send the four sequence columns of the row")
+            return
+        cells = len(self.manifest.channels) * sequences.WEEKS
+        if len(one.week_cells) != len(one.week_values) or len(one.event_types) != len(one.event_gap_days):
+            raise InputError("sequences", "have lists of different lengths", "cells and values, types and gaps go together")
+        if one.week_cells and not 0 <= min(one.week_cells) <= max(one.week_cells) < cells:
+            raise InputError("sequences.week_cells", f"must lie between 0 and {cells - 1}", "week x channels + channel")
+        if one.event_types and not 0 < min(one.event_types) <= max(one.event_types) <= len(sequences.EVENT_KINDS):
+            raise InputError("sequences.event_types", f"must lie between 1 and {len(sequences.EVENT_KINDS)}", "see features/sequences.py")
+
+    def _arrays(self, x_NF: Any, given: Sequence[Sequences | None], snapshot: datetime) -> Rows:
+        if len(given) == 1:
+            lists = {name: getattr(given[0], name, ()) for name in _LISTS}
+            return Rows.single(self._name_list, x_NF[0], lists, self.manifest.channels, snapshot)
+        columns = {name: pa.array([getattr(one, name, []) for one in given], pa.list_(kind)) for name, kind in _LISTS.items()}
+        unknown = np.full(len(given), np.nan)
+        moments = np.array([snapshot] * len(given), dtype="M8[us]")
+        channels = self.manifest.channels
+        return Rows(self._name_list, x_NF, pa.table(columns if channels else {}), channels, unknown, moments, unknown)
+
+    def _scored(self, ids: list[str], moments: list[datetime], rows: Rows, stages: Any, known: Any = None) -> Scored:
+        raw = self.scorer.model.predict(rows) if known is None else None
+        p = self.scorer.calibrated(raw, rows).tolist() if raw is not None else known["p"]
+        value, silence, segment = np.zeros(len(rows)), np.zeros(len(rows)), None
+        if not self.manifest.columns and None not in stages[STAGE_COLUMNS[0]]:
+            tenure, orders, worth, silence = np.nan_to_num(rows.x_NF[:, [self.names[name] for name in decide.NEEDS]]).T
+            value, segment = decide.values(self.policy, tenure, orders, worth), self._segments(rows, stages)
+        touched_NP = (rows.x_NF[:, self._flags] > 0) & self._flagged
+        found = Scored(ids, moments, rows, p, stages, value.tolist(), segment, touched_NP, silence.tolist(), raw)
+        if known:
+            _recall(found, known)
+        return found
+
+    def _segments(self, rows: Rows, stages: Mapping[str, Sequence[str]]) -> list[int]:
+        place = self.names.get("price_sensitive")
+        keen = (rows.x_NF[:, place] > 0).tolist() if place is not None else [False] * len(rows)
+        columns = (stages[name] for name in ("value_segment", "lifecycle_stage", "plan_stage"))
+        return [decide.segment(*row) for row in zip(*columns, keen, strict=True)]
+
+    def foresee(self, scored: Scored, places: Sequence[int]) -> None:
+        """Compute the days to the next order of some customers, where the model tells them."""
+        missing = [place for place in places if place not in scored.days]
+        if not missing:
+            return
         if self.scorer.timing is None:
-            return [dict.fromkeys(NEXT_ORDER)] * len(rows)
-        days = self.scorer.timing.quantiles(rows, p)
-        return [
-            {name: None if value >= self.manifest.horizon_days else round(value, 1) for name, value in zip(NEXT_ORDER, row, strict=True)}
-            for row in days.tolist()
-        ]
+            scored.days.update(dict.fromkeys(missing, [np.inf] * len(NEXT_ORDER)))
+            return
+        some = _part(scored.rows, missing)
+        scored.days.update(
+            zip(missing, self.scorer.timing.quantiles(some, np.array([scored.p[place] for place in missing])).tolist(), strict=True)
+        )
 
-    def _answer(self, row: tuple[Any, ...], p: float, why: tuple[Any, ...], gains: list[float], tier: Any, segment: Any) -> dict[str, Any]:
-        customer, snapshot, stage, plan, value = row
-        action = self.policy.action(segment, tier)
-        reasons, churn_reason, next_order = why
+    def explain(self, scored: Scored, places: Sequence[int]) -> list[Why]:
+        """Reasons and churn reason of some customers; computed once for each."""
+        missing = [place for place in dict.fromkeys(places) if place not in scored.why]
+        if missing:
+            some = _part(scored.rows, missing)
+            raw = self.scorer.model.predict(some) if scored.raw is None else scored.raw[missing]
+            contributions = self.scorer.explain(some, raw)
+            told = self.explainer.reasons(contributions, some.x_NF), self.explainer.churn_reasons(contributions, some.x_NF)
+            scored.why.update(zip(missing, zip(*told, strict=True), strict=True))
+        return [scored.why[place] for place in places]
+
+    def explain_all(self, ones: Sequence[One]) -> list[Why]:
+        """The same for customers from several places."""
+        for scored, places in _by_place(ones):
+            self.explain(scored, places)
+        return [scored.why[place] for scored, place in ones]
+
+    def foresee_all(self, ones: Sequence[One]) -> None:
+        """`foresee` for customers from several places."""
+        for scored, places in _by_place(ones):
+            self.foresee(scored, places)
+
+    def situations(self, ones: Sequence[One], standings: Mapping[str, Any]) -> decide.Situation:
+        """What a policy looks at; ``standings`` are the fields that the online store knows."""
+        p, value, segment, silence = (
+            np.array([getattr(scored, name)[place] for scored, place in ones]) for name in ("p", "value", "segment", "silence_days")
+        )
+        touched = np.array([scored.touchpoints_NP[place] for scored, place in ones])
+        return decide.Situation(p, value, segment, touched, silence, **standings)
+
+    def answer(self, one: One, name: str, pseudonym: str, why: Why | None) -> dict[str, Any]:
+        """The fields of `schemas.Scored`, but for what is done about the customer."""
+        scored, place = one
+        p, horizon = scored.p[place], self.manifest.horizon_days
+        self.foresee(scored, (place,))
         return {
             "status": "scored",
-            "customer_id": customer,
-            "snapshot": snapshot.replace(tzinfo=self.zone),
+            "customer_id": name,
+            "pseudonym": pseudonym,
+            "snapshot": scored.snapshot[place].replace(tzinfo=self.zone),
             "churn_probability": p,
             "risk_band": risk_band(p).value,
-            "lifecycle_stage": stage,
-            "plan_stage": plan,
-            "value_segment": value,
-            "reasons": reasons,
-            "churn_reason": churn_reason,
-            "next_order_days": next_order,
-            "tier": TIERS[tier],
-            "strategy": action and action.strategy,
-            "channel": action and action.channel,
-            "expected_gain": {name: round(gain, 4) for name, gain in zip(TIERS, gains, strict=True)},
+            **{stage: values[place] for stage, values in scored.stages.items()},
+            "next_order_days": {
+                name: None if value >= horizon else round(value, 1) for name, value in zip(NEXT_ORDER, scored.days[place], strict=True)
+            },
+            "reasons": why and why[0],
+            "churn_reason": why and why[1],
             "effects_source": self.policy.effects_source,
-            "decision_id": uuid.uuid4().hex,
         }
 
-    def score(self, customers: list[CustomerRequest], snapshot: datetime | None) -> list[dict[str, Any]]:
-        """Decisions in the order of the request; customers by id and by history may be mixed.
-
-        Each answer names the customer as the request did; ``pseudonym`` is the name under which anything is stored.
-        """
-        names = [self._pseudonym(customer.customer_id) for customer in customers]
-        known = [
-            name for name, one in zip(names, customers, strict=True) if one.orders is None and self.lookup and name in self.lookup.index
+    def recommendation(self, ones: Sequence[One], why: Sequence[Why | None]) -> list[dict[str, Any]]:
+        """Tier of the highest expected gain before any constraint but the least risk, with its action; Nones where there is no segment."""
+        if not ones:
+            return []
+        if any(scored.segment is None for scored, _ in ones):
+            return [dict.fromkeys(("tier", "strategy", "channel", "expected_gain"))] * len(ones)
+        s = self.situations(ones, decide.open_standings(len(ones)))
+        found = decide.options(self.policy, s)
+        tiers = found.allowed_NT.argmax(axis=1)
+        reason = np.array([-1 if one is None else REASONS.index(one[1]) for one in why])  # type: ignore[arg-type]
+        rule, channel = decide.refined(self.policy, s, found, tiers, reason)
+        return [
+            {**decide.action(self.policy, *row), "expected_gain": gains(amounts)}
+            for row, amounts in zip(zip(tiers.tolist(), rule.tolist(), channel.tolist(), strict=True), found.gains_NT.tolist(), strict=True)
         ]
-        histories = {name: one for name, one in zip(names, customers, strict=True) if one.orders is not None}
-        answers: dict[str, dict[str, Any]] = {}
-        if known and self.lookup:
-            rows = self.lookup.rows.take(pa.array([self.lookup.index[name] for name in dict.fromkeys(known)]))
-            answers |= {answer["customer_id"]: answer for answer in self.decide(rows)}
-        if histories:
-            answers |= self._from_histories(histories, snapshot)
-        found = [answers.get(name) or self._not_scored(one) for name, one in zip(names, customers, strict=True)]
-        return [{**one, "pseudonym": name, "customer_id": c.customer_id} for one, name, c in zip(found, names, customers, strict=True)]
 
-    def _pseudonym(self, customer_id: str) -> str:
+    def pseudonym(self, customer_id: str) -> str:
         """The pseudonym of an id; a pseudonym of the table stands for itself."""
         return customer_id if self.lookup and customer_id in self.lookup.index else self.pseudonyms(customer_id)
 
-    def _not_scored(self, customer: CustomerRequest) -> dict[str, Any]:
-        if customer.orders is None:
-            detail = "not in the latest feature table; send the raw history (`orders`)"
-            return {"status": "unknown", "customer_id": customer.customer_id, "detail": detail}
-        detail = f"no counting order known at the snapshot within the look-back of {self.manifest.lookback_days:g} days"
-        return {"status": "not_eligible", "customer_id": customer.customer_id, "detail": detail}
+    def found(self, pseudonym: str) -> One | None:
+        """A customer of the latest feature table."""
+        place = self.lookup.index.get(pseudonym) if self.lookup else None
+        return None if place is None or self.lookup is None else (self.lookup.scored, place)
 
-    def _from_histories(self, customers: dict[str, CustomerRequest], snapshot: datetime | None) -> dict[str, dict[str, Any]]:
-        moment = _local(snapshot or datetime.now(UTC), self.zone)
-        rows = self.features(canonical(customers, self.manifest, self.zone), moment)
-        return {answer["customer_id"]: answer for answer in self.decide(rows)} if rows.num_rows else {}
+    def not_scored(self, name: str, pseudonym: str, known: bool) -> dict[str, Any]:
+        """Why there is no score."""
+        detail = f"no counting order known at the snapshot within the look-back of {self.manifest.lookback_days:g} days"
+        if not known:
+            detail = "not in the latest feature table; send the raw history (`orders`)"
+        return {"status": "not_eligible" if known else "unknown", "customer_id": name, "pseudonym": pseudonym, "detail": detail}
+
+    def of_histories(self, customers: Mapping[str, CustomerRequest], moment: datetime) -> Scored:
+        """Score raw histories at one local moment; who is not eligible is left out."""
+        return self.of_tables(histories.canonical(customers, self.manifest.tables, self.zone), moment)
+
+    def of_stored(self, stored: Iterable[Mapping[str, pa.Table]], moment: datetime) -> Scored:
+        """Score customers of the online store, each given by its canonical tables."""
+        parts = list(stored)
+        whole = {name: pa.concat_tables([part[name] for part in parts]) for name in parts[0]}
+        return self.of_tables(whole, moment)
+
+    def of_tables(self, sources: Mapping[str, pa.Table], moment: datetime) -> Scored:
+        """Score the customers of some canonical tables at one local moment: the batch's own SQL and fold."""
+        found = table.online_rows(self._connection(), self.statements, sources, moment, self.manifest)
+        unknown, moments = np.full(len(found), np.nan), np.array([moment] * len(found), dtype="M8[us]")
+        arrays = Rows(self._name_list, found.x_NF, found.lists, self.manifest.channels, unknown, moments, unknown)
+        stages = {name: found.texts[name] for name in STAGE_COLUMNS}
+        return self._scored(found.customer_id, [moment] * len(found), arrays, stages)
 
     def features(self, sources: dict[str, pa.Table], moment: datetime) -> pa.Table:
         """Feature rows of canonical tables at one moment: the batch's own SQL and fold."""
@@ -177,50 +336,44 @@ class Engine:
         return connection
 
 
-def canonical(customers: Mapping[str, CustomerRequest], manifest: Manifest, zone: ZoneInfo) -> dict[str, pa.Table]:
-    """Canonical tables of raw histories by pseudonym: what `sources.load` would have made of them."""
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in manifest.tables if name != "identities"}
-    for name, customer in customers.items():
-        for source in rows.keys() - {"order_lines", "customers"}:
-            for given in getattr(customer, source) or []:
-                row = {**_plain(given, zone), "customer_id": name}
-                if "order_id" in row:
-                    row["order_id"] = f"{name}\x1f{row['order_id']}"  # ids of two customers may collide
-                rows[source].append(row)
-                if source == "orders" and "order_lines" in rows:
-                    rows["order_lines"] += [{**_plain(line, zone), "order_id": row["order_id"]} for line in given.lines]
-        if "customers" in rows and customer.attributes:
-            rows["customers"].append({**_plain(customer.attributes, zone), "customer_id": name})
-    return {name: _table(SOURCES[name], found) for name, found in rows.items()}
+def _by_place(ones: Sequence[One]) -> list[tuple[Scored, list[int]]]:
+    """Positions by where they are."""
+    groups: dict[int, tuple[Scored, list[int]]] = {}
+    for scored, place in ones:
+        groups.setdefault(id(scored), (scored, []))[1].append(place)
+    return list(groups.values())
 
 
-def _plain(value: Any, zone: ZoneInfo) -> dict[str, Any]:
-    fields = {name: getattr(value, name) for name in type(value).model_fields if name != "lines"}
-    return {name: _local(field, zone) if isinstance(field, datetime) else field for name, field in fields.items()}
+def _part(rows: Rows, places: Sequence[int]) -> Rows:
+    """Some rows, without a copy where it is all of them."""
+    return rows if list(places) == list(range(len(rows))) else rows.at(np.array(places))
 
 
-def _table(source: Source, rows: list[dict[str, Any]]) -> pa.Table:
-    names = {column.name for column in source.columns}
-    columns = {}
-    for column in source.columns:
-        values = [row.get(column.name) for row in rows]
-        if column.default in names:  # an arrival not given: known at once
-            values = [row.get(column.default) if value is None else value for row, value in zip(rows, values, strict=True)]
-        elif column.default != "NULL":
-            values = [_DEFAULTS[column.default] if value is None else value for value in values]
-        columns[column.name] = _array(column.type, values)
-    return pa.table(columns)
+def _recall(scored: Scored, known: Mapping[str, Any]) -> None:
+    """Take over what `check.py` has found for the same rows."""
+    scored.days.update(enumerate(known["days"]))
+    scored.why.update((place, (one[0], one[1])) for place, one in enumerate(known["why"]) if one)
 
 
-_DEFAULTS: dict[str, Any] = {"0": 0, "false": False}
+def warm_file(home: Path, digest: str) -> Path:
+    """Where scores and reasons of the latest table by a model lie (see `check.py`)."""
+    return home / "serving" / "warm" / f"{digest[:16]}.json"
 
 
-def _array(kind: str, values: list[Any]) -> pa.Array:
-    if kind == EXACT:
-        exact = [None if value is None else Decimal(round(value * 10_000)).scaleb(-4) for value in values]
-        return pa.array(exact, pa.decimal128(18, 4))
-    return pa.array(values, {TEXT: pa.string(), FLAG: pa.bool_(), TIME: pa.timestamp("us")}[kind])
+def _warm(file: Path, features: Path, digest: str) -> dict[str, Any] | None:
+    """What `check.py` has kept, if it was of this model and this state of the table."""
+    if not file.exists():
+        return None
+    found: dict[str, Any] = orjson.loads(file.read_bytes())
+    return found if (found["table"], found["digest"]) == (stamp(features), digest) else None
 
 
-def _local(moment: datetime, zone: ZoneInfo) -> datetime:
-    return moment if moment.tzinfo is None else moment.astimezone(zone).replace(tzinfo=None)
+def stamp(file: Path) -> list[int]:
+    """Tells one state of a file from another."""
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def gains(amounts: Sequence[float]) -> dict[str, float]:
+    """Expected gain by tier, to a hundredth of a cent."""
+    return {name: round(amount, 4) for name, amount in zip(TIERS, amounts, strict=True)}

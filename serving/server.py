@@ -1,5 +1,6 @@
 """A running service as a child process: start, wait until ready, ask, shut down cleanly."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import orjson
 
 from features.settings import Settings
 
-READY_SECONDS = 90.0
+READY_SECONDS, STOP_SECONDS = 90.0, 30.0
 QUIET = {"OTEL_SDK_DISABLED": "true", "BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "true"}
 
 
@@ -30,13 +31,14 @@ def command(target: str, host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "bentoml", "serve", target, "--host", host, "--port", str(port)]
 
 
-def environment(settings: Settings, table: Path | None, package: Path | None = None) -> dict[str, str]:
-    """Environment of the service: its state folder, feature table and, if not in a Bento, its package."""
-    given = {"HOLDFAST_HOME": str(settings.home.resolve()), "BENTOML_HOME": str(settings.home.resolve() / "bentoml")}
-    given |= {"HOLDFAST_FEATURES": str(table.resolve())} if table else {}
-    given |= {"HOLDFAST_PACKAGE": str(package.resolve())} if package else {}
-    kept = {name: value for name, value in os.environ.items() if name not in ("HOLDFAST_PACKAGE", "HOLDFAST_FEATURES")}
-    return {**kept, **QUIET, **given}
+def environment(settings: Settings, table: Path | None, package: Path | None = None, **given: str) -> dict[str, str]:
+    """Environment of the service: its state folder, feature table and, if not in a Bento, its package; ``given`` are HOLDFAST_ settings."""
+    places = {"HOLDFAST_HOME": str(settings.home.resolve()), "BENTOML_HOME": str(settings.home.resolve() / "bentoml")}
+    places |= {"HOLDFAST_FEATURES": str(table.resolve())} if table else {}
+    places |= {"HOLDFAST_PACKAGE": str(package.resolve())} if package else {}
+    places |= {f"HOLDFAST_{name.upper()}": value for name, value in given.items()}
+    ours = ("HOLDFAST_PACKAGE", "HOLDFAST_FEATURES", "HOLDFAST_FOLLOW", "HOLDFAST_AUTH", "HOLDFAST_ONLINE")
+    return {**{name: value for name, value in os.environ.items() if name not in ours}, **QUIET, **places}
 
 
 @contextmanager
@@ -61,14 +63,14 @@ def free_port() -> int:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and after ten seconds SIGKILL, to the whole group."""
-    for sign, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
-        if process.poll() is None:
-            os.killpg(process.pid, sign)
-            try:
-                process.wait(patience)
-            except subprocess.TimeoutExpired:
-                continue
+    """SIGTERM to the supervisor, which drains its workers; after thirty seconds SIGKILL to the whole group."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # whoever is left of the group
+    process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
@@ -77,17 +79,18 @@ def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
         if process.poll() is not None:
             break
         try:
-            ask(f"{address}/v1/model")
-            return
+            with urllib.request.urlopen(f"{address}/readyz", timeout=5):
+                return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.2)
     tail = log.read_text(errors="replace")[-2000:]
     raise ServiceError(f"the service did not become ready within {READY_SECONDS:.0f} s; its log ends with:\n{tail}")
 
 
-def ask(url: str, body: Any = None) -> Any:
-    """GET, or POST of a JSON body; returns the JSON answer."""
+def ask(url: str, body: Any = None, key: str = "") -> Any:
+    """GET, or POST of a JSON body, with an API key; returns the JSON answer."""
     data = None if body is None else orjson.dumps(body)
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    request = urllib.request.Request(url, data, headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
         return orjson.loads(answer.read())

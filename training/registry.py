@@ -119,14 +119,15 @@ def _frame(scorer: Scorer, rows: Rows) -> Any:
     import pandas as pd
 
     whole = np.ones(len(rows), dtype=bool)  # MLflow cannot tell the type of empty lists
-    for lists in rows.lists.columns:
+    for lists in rows.sequence_table().columns:
         whole &= pc.list_value_length(lists).to_numpy() > 0
     few = rows.at(np.flatnonzero(whole)[:EXAMPLE_ROWS])
     frame = pd.DataFrame(few.x_NF, columns=list(few.names)).fillna(0.0)
     frame[KEYS[1]] = few.snapshot
     if scorer.model.reads_sequences:
-        for name in few.lists.column_names:
-            lists = few.lists[name]  # MLflow knows no int8
+        told = few.sequence_table()
+        for name in told.column_names:
+            lists = told[name]  # MLflow knows no int8
             small = pa.types.is_int8(lists.type.value_type)
             frame[name] = (lists.cast(pa.list_(pa.int32())) if small else lists).to_pandas().to_numpy()
     return frame

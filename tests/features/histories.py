@@ -16,8 +16,8 @@ from features.pseudonym import Pseudonyms
 from features.schema import BEHAVIOUR, CONTACT_CHANNELS, SOURCES
 from features.scores import Fitted
 from features.table import Manifest
+from serving.histories import canonical
 from serving.schemas import CustomerRequest
-from serving.score import canonical
 
 SNAPSHOT = datetime(2024, 6, 1)
 PRESENT = tuple(sorted(_everything() - {"identities"}))
@@ -128,7 +128,7 @@ def numbered(shop: list[dict[str, Any]]) -> list[CustomerRequest]:
 
 def tables(shop: list[dict[str, Any]]) -> dict[str, pa.Table]:
     """The canonical tables of a shop."""
-    return canonical({one.customer_id: one for one in numbered(shop)}, MANIFEST, ZoneInfo("UTC"))
+    return canonical({one.customer_id: one for one in numbered(shop)}, MANIFEST.tables, ZoneInfo("UTC"))
 
 
 def profile(found: dict[str, pa.Table], moment: datetime = SNAPSHOT) -> dict[str, pa.Table]:
@@ -159,3 +159,8 @@ def features(shop: list[dict[str, Any]], moment: datetime = SNAPSHOT) -> pa.Tabl
 def features_of(found: dict[str, pa.Table], moment: datetime = SNAPSHOT) -> pa.Table:
     """The feature rows of canonical tables at a moment, sorted by customer."""
     return table.online(DATABASE.cursor(), STATEMENTS, found, moment, MANIFEST)
+
+
+def arrays_of(found: dict[str, pa.Table], moment: datetime = SNAPSHOT) -> table.OnlineRows:
+    """The same rows as arrays."""
+    return table.online_rows(DATABASE.cursor(), STATEMENTS, found, moment, MANIFEST)

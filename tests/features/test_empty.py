@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from tests.features.histories import SNAPSHOT, features
+from tests.features.histories import MANIFEST, SNAPSHOT, arrays_of, features, tables
 
 ORDER = {"order_id": "o", "arrived_at": None, "cancelled_at": None, "lines": [], "amount": 3.0}
 
@@ -23,3 +23,9 @@ def test_an_order_without_lines_counts_with_its_own_amount() -> None:
         row["product_repeat_share"][0].as_py() is None
         or row["product_repeat_share"].to_numpy()[0] != row["product_repeat_share"].to_numpy()[0]
     )
+
+
+def test_arrays_of_nobody_have_no_rows_but_every_feature() -> None:
+    rows = arrays_of(tables([customer(5)]))
+    assert (len(rows), rows.customer_id, rows.x_NF.shape) == (0, [], (0, len(MANIFEST.names)))
+    assert (rows.lists.num_rows, rows.texts["lifecycle_stage"]) == (0, [])

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 
 from features import table
 from features.profile import from_arrow
-from features.table import LABEL
+from features.table import EVENTS as EVENT_LISTS
+from features.table import LABEL, WEEKLY
 from tests.features.histories import (
     ARRIVALS,
     LATER,
     MANIFEST,
     SNAPSHOT,
     TIMES,
+    arrays_of,
     event,
     features,
     features_of,
@@ -146,6 +148,27 @@ def test_order_company_and_batches_of_rows_change_nothing(customers: list[dict[s
     folded = pa.concat_tables([rows for part in parts for rows in table.fold(part, [SNAPSHOT], MANIFEST)])
     assert MANIFEST.fitted is not None
     same(before, MANIFEST.fitted.apply(folded))
+
+
+@EXAMPLES
+@given(shop(), st.integers(1, 30))
+def test_tables_in_chunks_give_the_same_rows(customers: list[dict[str, Any]], cut: int) -> None:
+    found = tables(with_a_known_order(customers))
+    chunked = {name: pa.concat_tables([rows.slice(0, cut), rows.slice(cut), rows.slice(rows.num_rows)]) for name, rows in found.items()}
+    assert chunked["orders"]["order_id"].num_chunks == 3
+    same(features_of(found), features_of(chunked))
+
+
+@EXAMPLES
+@given(shop())
+def test_rows_as_arrays_are_the_rows_of_the_table(customers: list[dict[str, Any]]) -> None:
+    found = tables(with_a_known_order(customers))
+    rows, arrays = features_of(found), arrays_of(found)
+    assert arrays.customer_id == rows["customer_id"].to_pylist()
+    assert len(arrays) == len(customers)
+    assert np.array_equal(arrays.x_NF, np.column_stack([rows[name].to_numpy() for name in MANIFEST.names]), equal_nan=True)
+    assert arrays.texts == rows.select(list(arrays.texts)).to_pydict()
+    assert arrays.lists.equals(rows.select([*WEEKLY, *EVENT_LISTS]))
 
 
 def test_behaviour_of_the_snapshots_own_day_counts_as_far_as_it_is_known() -> None:

@@ -15,7 +15,7 @@ def address(fake_run: Shop) -> Iterator[str]:
     """The packaged Bento, served by BentoML on a free port."""
     settings = Settings(home=fake_run.home)
     told = package.packaged(settings)
-    env = server.environment(settings, fake_run.places.features)
+    env = server.environment(settings, fake_run.places.features, auth="off", online=str(fake_run.home / "served.db"))
     with server.running(told["path"], env, fake_run.home / "service.log") as found:
         yield found
 

@@ -46,7 +46,7 @@ def client(package: Path, sample_features: Shop, tmp_path_factory: pytest.TempPa
     from serving.package import SERVICE
 
     settings = Settings(home=tmp_path_factory.mktemp("served"))
-    env = server.environment(settings, sample_features.places.features, package)
+    env = server.environment(settings, sample_features.places.features, package, auth="off")
     with server.running(SERVICE, env, settings.home / "service.log") as address, httpx.Client(base_url=address, timeout=120) as found:
         yield found
 
@@ -58,7 +58,10 @@ def test_raw_history_through_http_equals_the_batch(client: httpx.Client, package
     engine = Engine.load(package / "model", policy.read())
     rows = table.read(sample_features.places.features, [moment])
     chosen = np.random.default_rng(11).choice(rows.num_rows, CUSTOMERS, replace=False)
-    expected = {answer["customer_id"]: answer for answer in engine.decide(rows.take(chosen))}
+    scored = engine.of_table(rows.take(chosen))
+    ones = [(scored, place) for place in range(len(scored))]
+    told = zip(ones, scored.customer_id, engine.explain_all(ones), strict=True)
+    expected = {name: engine.answer(one, name, name, why) for one, name, why in told}
     from features import store
 
     with store.opened(sample_features.places.sources) as connection:
@@ -71,8 +74,8 @@ def test_raw_history_through_http_equals_the_batch(client: httpx.Client, package
     gaps = [abs(one["churn_probability"] - expected[one["customer_id"]]["churn_probability"]) for one in found]
     assert len(gaps) == CUSTOMERS
     assert max(gaps) <= 1e-9
-    told = ("churn_reason", "next_order_days")
-    assert [[one[name] for name in told] for one in found] == [[expected[one["customer_id"]][name] for name in told] for one in found]
+    names = ("churn_reason", "next_order_days")
+    assert [[one[name] for name in names] for one in found] == [[expected[one["customer_id"]][name] for name in names] for one in found]
     assert [one["reasons"] for one in found] == [expected[one["customer_id"]]["reasons"] for one in found]
 
 
@@ -80,7 +83,7 @@ def test_a_killed_service_leaves_no_child(package: Path, sample_features: Shop, 
     from features.settings import Settings
     from serving.package import SERVICE
 
-    env = server.environment(Settings(home=tmp_path), sample_features.places.features, package)
+    env = server.environment(Settings(home=tmp_path), sample_features.places.features, package, auth="off")
     with server.running(SERVICE, env, tmp_path / "service.log") as address:
         port = address.rsplit(":", 1)[1]
     listening = subprocess.run(["python3", "-c", f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)"], capture_output=True)

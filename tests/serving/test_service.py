@@ -27,7 +27,7 @@ def score(client: httpx.Client, customers: list[dict[str, object]], **more: obje
     return list(answer.json()["results"])
 
 
-def test_an_id_gets_the_batchs_score_and_a_whole_decision(client: httpx.Client, batch: dict[str, dict[str, object]]) -> None:
+def test_an_id_gets_the_batchs_score_and_recommendation(client: httpx.Client, batch: dict[str, dict[str, object]]) -> None:
     ids = list(batch)[:50]
     for result in score(client, [{"customer_id": customer} for customer in ids]):
         expected = batch[str(result["customer_id"])]
@@ -36,7 +36,6 @@ def test_an_id_gets_the_batchs_score_and_a_whole_decision(client: httpx.Client, 
         assert [reason["text"] for reason in result["reasons"]] == expected["reasons"]  # type: ignore[attr-defined]
         assert set(result["expected_gain"]) == {"none", "nudge", "offer", "concierge"}  # type: ignore[arg-type]
         assert result["effects_source"] == "assumed"
-        assert len(str(result["decision_id"])) == 32
 
 
 def test_a_raw_history_gets_the_batchs_score(client: httpx.Client, fake_run: Shop, batch: dict[str, dict[str, object]]) -> None:
@@ -72,7 +71,7 @@ GOOD = {"customers": [{"customer_id": "c", "orders": [{"order_id": "o", "ordered
         ("{", 400, None),
         (json.dumps({"customers": []}), 422, "customers"),
         (json.dumps({"customers": [{"customer_id": 7}]}), 422, "customers.0.customer_id"),
-        (json.dumps({"customers": [{"customer_id": "c", "email": "planted@example.org"}]}), 422, "customers.0.email"),
+        (json.dumps({"customers": [{"customer_id": "c", "email": "planted@example.org"}]}), 422, "customers.0.(unknown)"),
         (json.dumps({"customers": [{"customer_id": "c"}, {"customer_id": "c"}]}), 422, "customers"),
         (json.dumps(GOOD).replace("5.0", "NaN"), 422, "customers.0.orders.0.amount"),
         (json.dumps(GOOD).replace("5.0", "-1"), 422, "customers.0.orders.0.amount"),
@@ -111,19 +110,31 @@ def test_the_openapi_document_is_true_to_the_answers(client: httpx.Client, tmp_p
 
     url = f"{client.base_url}/openapi.json"
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", url, "--checks", "all", "--max-examples", "40", "--seed", "1"]
-    without = ["--exclude-checks", "unsupported_method,positive_data_acceptance"]
+    without = ["--exclude-checks", "unsupported_method,positive_data_acceptance,ignored_auth"]  # this service asks for no keys
     done = subprocess.run([*command, *without], capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-def test_decisions_are_logged_once_each(client: httpx.Client, fake_run: Shop, batch: dict[str, dict[str, object]]) -> None:
-    results = score(client, [{"customer_id": customer} for customer in list(batch)[:3]])
-    lines = [json.loads(line) for file in (fake_run.home / "decisions").glob("*.jsonl") for line in file.read_text().splitlines()]
-    logged = {line["decision_id"]: line for line in lines}
-    for result in results:
-        line = logged[str(result["decision_id"])]
-        assert (line["churn_probability"], line["tier"], line["propensity"]) == (result["churn_probability"], result["tier"], 1.0)
-    assert len(logged) == len(lines)
+def test_decisions_are_told_logged_and_found_again(client: httpx.Client, batch: dict[str, dict[str, object]]) -> None:
+    answer = client.post("/v1/decisions", json={"customers": [{"customer_id": customer} for customer in list(batch)[:3]]}).json()
+    feed = {one["decision_id"]: one for one in client.get("/v1/decisions", params={"limit": 1000}).json()["decisions"]}
+    for result in answer["results"]:
+        logged = feed[result["decision_id"]]
+        assert {name: logged[name] for name in ("churn_probability", "tier", "binding", "pseudonym")} == {
+            name: result[name] for name in ("churn_probability", "tier", "binding", "pseudonym")
+        }
+        assert client.get(f"/v1/decisions/{result['decision_id']}").json() == {**logged, "number": None}
+
+
+def test_a_second_decision_keeps_the_minimum_gap_and_an_outcome_is_kept(client: httpx.Client, batch: dict[str, dict[str, object]]) -> None:
+    asked = {"customers": [{"customer_id": customer} for customer in list(batch)[3:]]}
+    first, second = (client.post("/v1/decisions", json=asked).json()["results"] for _ in range(2))
+    contacted = [(one, again) for one, again in zip(first, second, strict=True) if one["tier"] != "none"]
+    assert contacted
+    assert {(again["tier"], again["binding"]) for _, again in contacted} == {("none", "minimum_gap")}
+    outcome = {"decision_id": contacted[0][0]["decision_id"], "kind": "responded", "at": "2026-11-25T12:00:00Z", "value": 20.0}
+    told = [client.post("/v1/outcomes", json={"outcomes": [outcome]}).json() for _ in range(2)]
+    assert told == [{"accepted": 1, "known": 0, "unknown": 0}, {"accepted": 0, "known": 1, "unknown": 0}]
 
 
 def test_the_service_binds_to_this_machine_only(fake_run: Shop) -> None:

@@ -1,6 +1,7 @@
 """One shared class of promises that every candidate keeps; baselines checked against their formulas."""
 
 import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -8,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from features.sequences import CHANNELS, WEEKS
+from features.errors import InputError
+from features.sequences import CHANNELS, EVENT_KINDS, WEEKS
 from features.table import EVENTS, WEEKLY
+from training.models import packed, single
 from training.models.base import Member, Rows, level_free_log_loss, logit, sigmoid
 from training.models.bgnbd import BgNbd
 from training.models.blend import Blend, mixed, stack
@@ -18,8 +22,10 @@ from training.models.calibration import Calibration
 from training.models.level import Forecast, Level
 from training.models.lightgbm import LightGBM
 from training.models.logistic import Logistic, Ridge
-from training.models.lstm import LSTM
+from training.models.lstm import LSTM, Network
+from training.models.reader import EVENT_LENGTH, GAUSS
 from training.models.recency import Recency
+from training.models.scaling import Scaler
 from validation.metrics import auc
 
 ORDERS = tuple(channel for channel in CHANNELS if channel.source == "orders")
@@ -122,6 +128,166 @@ def test_integrated_gradients_of_the_lstm_add_up_to_its_log_odds() -> None:
     base = replace(HELD_OUT.at(slice(1)), x_NF=np.full((1, len(NAMES)), np.nan), lists=quiet)
     moved = logit(model.predict(held_out)) - logit(model.predict(base))
     assert np.allclose(model.contributions(held_out).sum(axis=1), moved, atol=0.1)
+
+
+SHAPES = [("lstm", "last"), ("lstm", "attention"), ("gru", "last"), ("gru", "attention")]
+ENDS = [[], [1], [8] * 3, [1, 2, 3] * 8, [5] * 60]
+"""Kinds of the last events: none, one, a few, as many as are read, and more."""
+
+
+def network(cell: str, pooling: str) -> LSTM:
+    """Two networks with random weights, large enough to bend."""
+    torch.manual_seed(7)
+    shape = {"channels": len(ORDERS), "static": len(NAMES), "hidden": 5, "dropout": 0.1, "cell": cell, "pooling": pooling}
+    networks = [Network(**shape).double().eval() for _ in range(2)]
+    for weight in (weight for one in networks for name, weight in one.named_parameters() if name != "types.weight"):
+        torch.nn.init.normal_(weight, std=0.5)
+    return LSTM(networks, Scaler.fit(TRAIN.x_NF), shape, 1, NAMES, ["tenure_days"] * len(ORDERS))
+
+
+def ragged(n: int) -> Rows:
+    """Rows whose activity begins in any week, or never, and whose events are none, few or many."""
+    rng, some = np.random.default_rng(n), rows(n, seed=n)
+    weeks = rng.gamma(1.0, size=(n, WEEKS, len(ORDERS))) * (rng.random((n, WEEKS, len(ORDERS))) < 0.2)
+    begins = np.append(rng.integers(0, WEEKS + 1, n - 1), WEEKS)
+    weeks[np.arange(WEEKS) < begins[:, None]] = 0.0
+    return replace(some, lists=lists(weeks.astype(np.float32), [ENDS[place % len(ENDS)] for place in range(n)]))
+
+
+def by_pytorch(model: LSTM, some: Rows, scale: float = 1.0) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The networks' mean log odds by their own ``forward``, and the inputs it is a function of, times ``scale``."""
+    types, gaps, number = some.events(EVENT_LENGTH)
+    weeks, x, gap = (torch.from_numpy(array).double() for array in (some.weeks(), model.scaler.apply(some.x_NF), np.log1p(gaps)))
+    kinds = torch.from_numpy(types.astype(np.int64))
+    logits, inputs = torch.zeros(len(some), dtype=torch.float64), []
+    for one in model.networks:
+        given = [(part * scale).detach().requires_grad_() for part in (weeks, x, one.embed(kinds, gap))]
+        inputs.append(given)
+        logits = logits + one(*given, torch.from_numpy(number)) / len(model.networks)
+    return logits, [part for given in inputs for part in given]
+
+
+def integrated_by_pytorch(model: LSTM, some: Rows) -> np.ndarray:
+    """Integrated gradients by automatic differentiation, told by feature as the model tells them."""
+    found, types = np.zeros(some.x_NF.shape), some.events(EVENT_LENGTH)[0]
+    for place, weight in GAUSS:
+        logits, inputs = by_pytorch(model, some, place)
+        told = [part * slope / place * weight for part, slope in zip(inputs, torch.autograd.grad(logits.sum(), inputs), strict=True)]
+        for weeks, static, events in zip(*(iter(part.detach().numpy() for part in told),) * 3, strict=True):
+            found += static
+            found[:, NAMES.index("tenure_days")] += weeks.sum(axis=(1, 2))
+            for kind, feature in enumerate(EVENT_KINDS.values(), start=1):
+                if feature in model.names:
+                    found[:, model.names.index(feature)] += (events.sum(axis=2) * (types == kind)).sum(axis=1)
+    return found
+
+
+@pytest.mark.parametrize(("cell", "pooling"), SHAPES)
+@pytest.mark.parametrize("n", [1, 2, 33, 1000])
+def test_packed_networks_predict_what_pytorch_predicts(cell: str, pooling: str, n: int) -> None:
+    model, some = network(cell, pooling), ragged(n)
+    logits, _ = by_pytorch(model, some)
+    assert np.allclose(logit(model.predict(some)), np.clip(logits.detach().numpy(), *logit(np.array([0.0, 1.0]))), rtol=0, atol=1e-9)
+    assert np.ptp(model.predict(ragged(1000))) > 0.3
+
+
+@pytest.mark.parametrize(("cell", "pooling"), SHAPES)
+def test_a_row_alone_is_predicted_and_explained_as_in_any_batch(cell: str, pooling: str) -> None:
+    model, some = network(cell, pooling), ragged(60)
+    p, told = model.predict(some), model.contributions(some)
+    for place in range(len(some)):
+        alone = some.at(slice(place, place + 1))
+        assert abs(model.predict(alone) - p[place]).max() <= 1e-12
+        assert abs(model.contributions(alone) - told[place]).max() <= 1e-12
+
+
+@pytest.mark.parametrize(("cell", "pooling"), SHAPES)
+@pytest.mark.parametrize("n", [1, 40, 300])
+def test_hand_made_gradients_equal_automatic_ones(cell: str, pooling: str, n: int) -> None:
+    model, some = network(cell, pooling), ragged(n)
+    with_kinds = dict(zip(NAMES, ("orders_half_life_90d", "returns_90d", "browse_days_90d", "reviews_total"), strict=False))
+    model.names = tuple(with_kinds.get(name, name) for name in NAMES)  # kinds of event are told too
+    expected = integrated_by_pytorch(model, some)
+    assert np.allclose(model.contributions(some), expected, rtol=0, atol=1e-10)
+    assert n == 1 or abs(expected).max() > 0.1
+
+
+def test_rows_without_any_activity_are_predicted_by_their_features_alone() -> None:
+    model, quiet = network("lstm", "last"), lists(np.zeros((40, WEEKS, len(ORDERS)), np.float32), [[]] * 40)
+    some = replace(rows(40), lists=quiet)
+    logits, _ = by_pytorch(model, some)
+    assert np.allclose(logit(model.predict(some)), logits.detach().numpy(), rtol=0, atol=1e-9)
+    assert np.allclose(model.contributions(some), integrated_by_pytorch(model, some), rtol=0, atol=1e-10)
+
+
+def test_more_rows_than_a_block_holds_are_predicted_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, some = network("lstm", "last"), ragged(300)
+    whole = model.predict(some), model.contributions(some)
+    monkeypatch.setattr(packed, "BLOCK", 77)
+    assert np.allclose(model.predict(some), whole[0], rtol=0, atol=1e-12)
+    assert np.allclose(model.contributions(some), whole[1], rtol=0, atol=1e-12)
+
+
+def test_a_single_row_needs_no_table_and_is_predicted_the_same() -> None:
+    members = [kind.fit(PARAMS[kind.name], TRAIN, 1) for kind in (LightGBM, LSTM, Ridge)]
+    blend, table = Blend(members, np.array([0.5, 0.3, 0.2])), HELD_OUT.at(slice(9, 10))
+    given = {name: table.lists[name][0].as_py() for name in table.lists.column_names}
+    one = Rows.single(NAMES, table.x_NF[0].tolist(), given, ORDERS, datetime(2024, 2, 1))
+    assert one.snapshot == HELD_OUT.snapshot[9]
+    assert np.array_equal(blend.predict(one), blend.predict(table))
+    assert np.array_equal(blend.contributions(one), blend.contributions(table))
+    assert np.array_equal(one.weeks(), table.weeks())
+    assert one.at(slice(0)).lists.num_rows == 0
+    with pytest.raises(InputError, match="x_F"):
+        Rows.single(NAMES, [1.0], given, ORDERS)
+
+
+@pytest.mark.parametrize("n", [1, 3, 5000])
+def test_rows_of_a_table_of_mixed_types_are_its_columns(n: int) -> None:
+    x = np.random.default_rng(n).normal(size=n)
+    table = pa.table({"a": x, "b": pa.array([None, *range(n - 1)], pa.int64()), "c": x.astype(np.float32), "d": x > 0})
+    found = Rows.of(table, ("d", "a", "b", "c"), ()).x_NF
+    assert np.array_equal(found, np.column_stack([table[name].to_numpy() for name in "dabc"]), equal_nan=True)
+    assert np.array_equal(found[:, 1:], Rows.of(table, ("a", "b", "c"), ()).x_NF, equal_nan=True)
+
+
+def test_the_scaler_gives_the_logarithm_centred_scaled_and_clipped() -> None:
+    x = np.array([[0.0, -3.0, np.nan], [7.0, 2.0, np.nan], [np.inf, -np.inf, 1.0], [1e9, np.nan, -4.0]])
+    scaler = Scaler(np.array([0.5, -0.1, 0.0]), np.array([0.7, 2.0, 1.0]))
+    plain = (np.sign(x) * np.log1p(np.abs(x)) - scaler.mean) / scaler.scale
+    assert np.array_equal(scaler.apply(x), np.clip(np.nan_to_num(plain, nan=0.0), -5, 5))
+
+
+def test_one_row_through_lightgbm_is_the_batch_with_and_without_its_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LightGBM.fit(PARAMS["lightgbm"], TRAIN, 1)
+    p, alone = model.predict(HELD_OUT), [HELD_OUT.at(slice(place, place + 1)) for place in range(100)]
+    assert all(one.is_fast for one in model._single_rows())
+    assert np.array_equal(np.concatenate([model.predict(one) for one in alone]), p[:100])
+    monkeypatch.setattr(single, "CALLS", ("NoSuchInit", "NoSuchCall", "NoSuchFree"))
+    plain = LightGBM(model.boosters)
+    assert not any(one.is_fast for one in plain._single_rows())
+    assert np.array_equal(np.concatenate([plain.predict(one) for one in alone]), p[:100])
+
+
+def test_threads_share_a_model_without_mixing_up_their_rows() -> None:
+    members = [kind.fit(PARAMS[kind.name], TRAIN, 1) for kind in (LightGBM, LSTM, Ridge)]
+    blend = Blend(members, np.array([0.5, 0.3, 0.2]))
+    p = blend.predict(HELD_OUT)
+    places = [*range(400), *range(400)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda place: blend.predict(HELD_OUT.at(slice(place, place + 1)))[0], places))
+    assert np.allclose(found, p[places], rtol=0, atol=1e-12)
+
+
+def test_an_explanation_does_not_predict_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.features.histories import MANIFEST
+    from training.models.scorer import Scorer
+
+    model = LightGBM.fit(PARAMS["lightgbm"], TRAIN, 1)
+    scorer, raw = Scorer(model, Calibration("beta", [0.4, 1.6]), LEVEL, MANIFEST), model.predict(HELD_OUT)
+    expected = scorer.contributions(HELD_OUT)
+    monkeypatch.setattr(LightGBM, "predict", lambda self, rows: pytest.fail("predicted twice"))
+    assert np.array_equal(scorer.explain(HELD_OUT, raw), expected)
 
 
 def test_longer_silence_never_lowers_the_risk_of_lightgbm() -> None:

@@ -6,7 +6,9 @@ without pickle, and explain a prediction.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,10 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features import sequences
+from features.errors import InputError
 from features.sequences import Channel
 from features.table import EVENTS, KEYS, LABEL, NEXT_ORDER, WEEKLY
 
 Floats = npt.NDArray[np.float64]
+FEW_ROWS = 4096
 Report = Callable[[int, float], None]
 """Called with (step, level-free validation log loss); may raise to prune the trial."""
 
@@ -27,14 +31,15 @@ Report = Callable[[int, float], None]
 class Rows:
     """n rows of a feature table as arrays.
 
-    ``x_NF``: features (n, f), NaN where unknown; ``lists``: the sequences as Arrow lists, made dense a batch at a time;
+    ``x_NF``: features (n, f), NaN where unknown; ``lists``: the sequences as Arrow lists, made dense a batch at a time, or those of one
+    row as arrays by name (see `single`);
     ``channels``: of the weekly ones, none where the table has no sequences; ``y``: 1.0 churned, 0.0 not, NaN unlabelled;
     ``snapshot``: datetime64; ``days``: until the next order within the horizon, NaN where there was none or it is not known.
     """
 
     names: tuple[str, ...]
     x_NF: Floats
-    lists: pa.Table
+    lists: pa.Table | Mapping[str, npt.NDArray[Any]]
     channels: tuple[Channel, ...]
     y: Floats
     snapshot: npt.NDArray[np.datetime64]
@@ -43,12 +48,31 @@ class Rows:
     @classmethod
     def of(cls, table: pa.Table, names: Sequence[str], channels: tuple[Channel, ...]) -> "Rows":
         """Arrays of a feature table whose weekly sequences have these channels."""
-        n = table.num_rows
-        x_NF = np.column_stack([table[name].to_numpy() for name in names]) if n else np.empty((0, len(names)))
-        lists = table.select([name for name in (*WEEKLY, *EVENTS) if name in table.column_names]).combine_chunks()
-        snapshot = table[KEYS[1]].to_numpy() if KEYS[1] in table.column_names else np.full(n, np.datetime64("NaT"))
-        y, days = (table[name].to_numpy() if name in table.column_names else np.full(n, np.nan) for name in (LABEL, NEXT_ORDER))
-        return cls(tuple(names), x_NF, lists, channels, y, snapshot, days)
+        n, there = table.num_rows, set(table.column_names)
+        lists = table.select([name for name in (*WEEKLY, *EVENTS) if name in there]).combine_chunks()
+        snapshot = table[KEYS[1]].to_numpy() if KEYS[1] in there else np.full(n, np.datetime64("NaT"))
+        y, days = (table[name].to_numpy() if name in there else np.full(n, np.nan) for name in (LABEL, NEXT_ORDER))
+        return cls(tuple(names), _matrix(table, names), lists, channels, y, snapshot, days)
+
+    @classmethod
+    def single(
+        cls,
+        names: tuple[str, ...],
+        x_F: npt.ArrayLike,
+        lists: Mapping[str, npt.ArrayLike],
+        channels: tuple[Channel, ...],
+        snapshot: datetime | np.datetime64 | None = None,
+    ) -> "Rows":
+        """One unlabelled row without a table: features (f,) in the order of ``names``, and each sequence's values by column name.
+
+        Raises InputError when there are not as many features as names.
+        """
+        x_NF = np.asarray(x_F, dtype=np.float64).reshape(1, -1)
+        if x_NF.shape[1] != len(names):
+            raise InputError("x_F", f"holds {x_NF.shape[1]} features, not {len(names)}", "give one value for each name, NaN where unknown")
+        arrays = {name: np.asarray(lists.get(name, ()), dtype=kind) for name, kind in _KINDS.items()} if channels else {}
+        moment = np.array([np.datetime64("NaT") if snapshot is None else snapshot], dtype="datetime64[us]")
+        return cls(names, x_NF, arrays, channels, np.full(1, np.nan), moment, np.full(1, np.nan))
 
     def __len__(self) -> int:
         return len(self.y)
@@ -59,8 +83,8 @@ class Rows:
 
     def at(self, mask: npt.NDArray[Any] | slice) -> "Rows":
         """The rows for which ``mask`` (n,) holds, or those at the given positions."""
-        places = np.arange(len(self))[mask]
-        lists = self.lists.take(pa.array(places)) if self.lists.num_columns else self.lists
+        lists = self.sequence_table()
+        lists = _taken(lists, mask) if lists.num_columns else lists
         return Rows(self.names, self.x_NF[mask], lists, self.channels, self.y[mask], self.snapshot[mask], self.days[mask])
 
     def weeks(self) -> npt.NDArray[np.float32]:
@@ -72,9 +96,46 @@ class Rows:
         types, number = sequences.padded(self._list(EVENTS[0]), length)
         return types, sequences.padded(self._list(EVENTS[1]), length)[0], number
 
+    def flat(self, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """The values of a sequence's column row after row (m,), and how many each row has (n,)."""
+        if isinstance(self.lists, Mapping):
+            return self.lists[name], np.array([self.lists[name].size])
+        column = self._list(name)
+        return column.flatten().to_numpy(), column.value_lengths().fill_null(0).to_numpy().astype(np.int64)
+
+    def sequence_table(self) -> pa.Table:
+        """The sequences as Arrow lists."""
+        if not isinstance(self.lists, Mapping):
+            return self.lists
+        return pa.table({name: pa.array([values], pa.list_(pa.from_numpy_dtype(values.dtype))) for name, values in self.lists.items()})
+
     def _list(self, name: str) -> pa.ListArray:
-        column = self.lists[name]
+        column = self.sequence_table()[name]
         return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+_KINDS = dict(zip((*WEEKLY, *EVENTS), (np.int32, np.float32, np.int8, np.float32), strict=True))
+"""Columns of sequences and the types of their values."""
+
+
+def _taken(lists: pa.Table, mask: npt.NDArray[Any] | slice) -> pa.Table:
+    """Rows of a table as NumPy would take them; without a copy where they follow each other."""
+    if isinstance(mask, slice) and mask.step in (None, 1):
+        start, stop, _ = mask.indices(lists.num_rows)
+        return lists.slice(start, max(stop - start, 0))
+    return lists.take(pa.array(np.arange(lists.num_rows)[mask]))
+
+
+def _matrix(table: pa.Table, names: Sequence[str]) -> Floats:
+    """Columns side by side, (n, len(names)): as one tensor where the rows are few, since every column costs a call."""
+    if not table.num_rows or not names:
+        return np.empty((table.num_rows, len(names)))
+    if table.num_rows <= FEW_ROWS:
+        batches = table.select(list(names)).to_batches()
+        with suppress(pa.ArrowException):  # a type that Arrow makes no tensor of
+            parts = [batch.to_tensor(null_to_nan=True, row_major=True).to_numpy() for batch in batches]
+            return np.concatenate(parts, dtype=np.float64)
+    return np.column_stack([table[name].to_numpy() for name in names])
 
 
 class Model(ABC):
@@ -132,7 +193,7 @@ class Member(Candidate):
 
 def logit(p: Floats) -> Floats:
     """Log odds, clipped so that they stay finite."""
-    q = np.clip(p, 1e-6, 1 - 1e-6)
+    q = np.minimum(np.maximum(p, 1e-6), 1 - 1e-6)  # as np.clip, in a third of its time for one number
     return np.log(q) - np.log1p(-q)
 
 

@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -147,11 +148,18 @@ class Level:
 
     def calibrate(self, z: Floats, snapshot: Any, calibration: Calibration) -> Floats:
         """Calibrated log odds of raw ones (n,) of rows at these snapshots; an unknown snapshot is taken to be the latest."""
-        moments = sorted(self.forecasts)
-        known = np.searchsorted(np.array(moments, dtype="datetime64[us]"), snapshot.astype("datetime64[us]"), side="right") - 1
+        moments, shifts = self._table
+        known = np.searchsorted(moments, snapshot.astype("datetime64[us]"), side="right") - 1
         place = np.where(np.isnat(snapshot), len(moments) - 1, np.maximum(known, 0))
-        before, after = (np.array([getattr(self.forecasts[moment], name) for moment in moments])[place] for name in ("before", "after"))
+        before, after = shifts[:, place]
         return calibration.map(z + before) + after
+
+    @cached_property
+    def _table(self) -> tuple[Any, Floats]:
+        """Moments (k,) in order, and what is added before and after the calibration at each, (2, k)."""
+        moments = sorted(self.forecasts)
+        shifts = [[getattr(self.forecasts[moment], name) for moment in moments] for name in ("before", "after")]
+        return np.array(moments, dtype="datetime64[us]"), np.array(shifts)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

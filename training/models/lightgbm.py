@@ -1,6 +1,5 @@
 """Gradient-boosted trees on the feature row: the mean log odds of a few seeds."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,12 +8,14 @@ import lightgbm as lgb
 import numpy as np
 
 from training.models.base import Floats, Member, Report, Rows, level_free_log_loss, sigmoid, weights
+from training.models.parallel import each, slices
+from training.models.single import SingleRow
 
 MAX_ROUNDS = 600
 PATIENCE_ROUNDS = 30
 EVALUATE_EVERY = 5
-MANY_ROWS = 20_000
-"""Rows from which a prediction is worth more than one thread."""
+PART_ROWS = 256
+"""Rows a thread predicts at a time. LightGBM's own threads wait for each other in every call, badly where a core is busy."""
 SEEDS = 3
 """Boosters whose log odds are averaged in a final model; a trial of a study fits one."""
 FIXED = {
@@ -59,6 +60,7 @@ class LightGBM(Member):
 
     def __init__(self, boosters: Sequence[lgb.Booster]) -> None:
         self.boosters = list(boosters)
+        self._singles: list[SingleRow] | None = None
 
     @classmethod
     def suggest(cls, trial: Any) -> dict[str, Any]:
@@ -96,15 +98,31 @@ class LightGBM(Member):
 
     def predict(self, rows: Rows) -> Floats:
         """Uncalibrated churn probability, shape (n,)."""
-        if not len(rows):
-            return np.empty(0)
-        options = {"num_iteration": self.rounds, "raw_score": True, "num_threads": 1 if len(rows) < MANY_ROWS else os.cpu_count()}
-        return sigmoid(np.mean([booster.predict(rows.x_NF, **options) for booster in self.boosters], axis=0))
+        if len(rows) == 1:
+            return sigmoid(np.mean([one(rows.x_NF[0]) for one in self._single_rows()], axis=0))
+        return sigmoid(self._mean(rows, (), raw_score=True))
 
     def contributions(self, rows: Rows) -> Floats:
         """SHAP values in log odds, shape (n, f) (Lundberg et al. 2018, as built into LightGBM)."""
-        options = {"num_iteration": self.rounds, "pred_contrib": True, "num_threads": 1}
-        return np.mean([np.asarray(booster.predict(rows.x_NF, **options))[:, :-1] for booster in self.boosters], axis=0)
+        return self._mean(rows, (rows.x_NF.shape[1] + 1,), pred_contrib=True)[:, :-1]
+
+    def _mean(self, rows: Rows, shape: tuple[int, ...], **options: bool) -> Floats:
+        """The boosters' mean, (n, *shape), in threads of our own where there are many rows."""
+        found = np.empty((len(rows), *shape))
+
+        def fill(part: slice) -> None:
+            some = rows.x_NF[part]
+            each_booster = [booster.predict(some, num_iteration=self.rounds, num_threads=1, **options) for booster in self.boosters]
+            found[part] = np.mean(each_booster, axis=0)
+
+        each(fill, list(slices(len(rows), PART_ROWS)), len(rows), PART_ROWS)
+        return found
+
+    def _single_rows(self) -> list[SingleRow]:
+        """The boosters prepared for rows that come alone."""
+        if self._singles is None or len(self._singles) != len(self.boosters):
+            self._singles = [SingleRow(booster, self.rounds) for booster in self.boosters]
+        return self._singles
 
     def save(self, folder: Path) -> None:
         """Write the boosters as text."""

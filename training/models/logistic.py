@@ -42,6 +42,8 @@ class Logistic(Model):
 
     def scaled(self, rows: Rows) -> Floats:
         """Inputs as the weights expect them, shape (n, features)."""
+        if rows.names == self.features:
+            return self.scaler.apply(rows.x_NF)
         return self.scaler.apply(rows.x_NF[:, [rows.names.index(name) for name in self.features]])
 
     def predict(self, rows: Rows) -> Floats:

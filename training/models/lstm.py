@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from features.sequences import EVENT_KINDS
 from training.models.base import Floats, Member, Report, Rows, level_free_log_loss, sigmoid
+from training.models.packed import Packed
+from training.models.reader import EVENT_LENGTH
 from training.models.scaling import Scaler
 
 MAX_EPOCHS = 8
@@ -26,11 +28,7 @@ CPU_ROWS = 100_000
 """Training rows at most where there is no GPU: neighbouring snapshots of a customer tell nearly the same."""
 PREDICT_BATCH = 1024
 CLIP_NORM = 1.0
-EVENT_LENGTH = 24
-"""Of the last events this many are read."""
 TYPE_SIZE = 6
-GAUSS = ((0.5 - 0.15**0.5, 5 / 18), (0.5, 8 / 18), (0.5 + 0.15**0.5, 5 / 18))
-"""Places and weights of Gauss and Legendre's quadrature of three points, by which gradients are integrated."""
 SEEDS = 3
 """Networks whose log odds are averaged in a final model; a trial of a study fits one."""
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -86,6 +84,7 @@ class LSTM(Member):
     ) -> None:
         self.networks, self.scaler, self.shape, self.epochs = list(networks), scaler, shape, epochs
         self.names, self.told = tuple(names), tuple(told)
+        self._ready: Packed | None = None
 
     @classmethod
     def suggest(cls, trial: Any) -> dict[str, Any]:
@@ -146,7 +145,7 @@ class LSTM(Member):
 
     def predict(self, rows: Rows) -> Floats:
         """Uncalibrated churn probability, shape (n,)."""
-        return sigmoid(np.mean([self._logits(network, rows) for network in self.networks], axis=0))
+        return sigmoid(self._packed().logits(rows, self.scaler.apply))
 
     def _logits(self, network: Network, rows: Rows) -> Floats:
         network.eval()
@@ -176,28 +175,16 @@ class LSTM(Member):
 
         What a sequence's channel adds is told by the feature that stands for it (`features.sequences.Channel.feature`).
         """
-        found = np.zeros(rows.x_NF.shape)
-        for part in _batches(np.arange(len(rows)), PREDICT_BATCH // len(GAUSS)):
-            some = rows.at(part)
-            inputs = _inputs(some, self.scaler.apply(some.x_NF), torch.device("cpu"), torch.float64)
-            found[part] = np.mean([self._integrated(network.eval(), inputs) for network in self.networks], axis=0)
+        found, by_channel, by_kind = self._packed().contributions(rows, self.scaler.apply)
+        self._tell(found, by_channel, self.told)
+        self._tell(found, by_kind, EVENT_KINDS.values())
         return found
 
-    def _integrated(self, network: Network, inputs: Inputs) -> Floats:
-        weeks, x, types, gaps, number = inputs
-        ends = (weeks, x, network.embed(types, gaps).detach())
-        points = [torch.cat([end * place for place, _ in GAUSS]).requires_grad_() for end in ends]
-        logits = network(*points, number.repeat(len(GAUSS)))
-        gradients = torch.autograd.grad(logits.sum(), points)
-        sums = [
-            sum(weight * part for (_, weight), part in zip(GAUSS, torch.split(gradient, len(x)), strict=True)) for gradient in gradients
-        ]
-        by_week, by_static, by_event = (end * found for end, found in zip(ends, sums, strict=True))
-        found: Floats = by_static.double().numpy()
-        self._tell(found, by_week.sum(dim=1).double().numpy(), self.told)
-        kinds = torch.stack([(by_event.sum(dim=2) * (types == kind + 1)).sum(dim=1) for kind in range(len(EVENT_KINDS))], dim=1)
-        self._tell(found, kinds.double().numpy(), EVENT_KINDS.values())
-        return found
+    def _packed(self) -> Packed:
+        """The networks as they are read in predictions, packed once."""
+        if self._ready is None or self._ready.networks != len(self.networks):
+            self._ready = Packed.of(self.networks)
+        return self._ready
 
     def _tell(self, found: Floats, added: Floats, features: Iterable[str]) -> None:
         """Add each column to the feature that stands for it, where the table has it."""

@@ -30,8 +30,13 @@ class Scaler:
 
     def apply(self, x_NF: Floats) -> Floats:
         """Scaled inputs, same shape, all finite."""
-        z_NF = (_squash(x_NF) - self.mean) / self.scale
-        return np.clip(np.nan_to_num(z_NF, nan=0.0), -CLIP, CLIP)
+        z_NF = _squash(x_NF)
+        z_NF -= self.mean
+        z_NF /= self.scale
+        np.minimum(z_NF, CLIP, out=z_NF)
+        np.maximum(z_NF, -CLIP, out=z_NF)
+        z_NF[np.isnan(z_NF)] = 0.0
+        return z_NF
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -44,4 +49,6 @@ class Scaler:
 
 
 def _squash(x_NF: Floats) -> Floats:
-    return np.sign(x_NF) * np.log1p(np.abs(x_NF))
+    z_NF = np.abs(x_NF)
+    np.log1p(z_NF, out=z_NF)
+    return np.asarray(np.copysign(z_NF, x_NF, out=z_NF))

@@ -49,12 +49,19 @@ class Scorer:
         return self.calibrated(self.model.predict(rows), rows)
 
     def calibrated(self, p: Floats, rows: Rows) -> Floats:
-        """Calibrated probabilities of the model's own (n,)."""
+        """Calibrated probabilities of the model's own (n,), ``model.predict(rows)``."""
         return sigmoid(self.level.calibrate(logit(p), rows.snapshot, self.calibration))
 
     def contributions(self, rows: Rows) -> Floats:
-        """What each feature adds to the calibrated log odds, by how much they rise with the model's own there, shape (n, f)."""
-        z = logit(self.model.predict(rows))
+        """What each feature adds to the calibrated log odds, shape (n, f)."""
+        return self.explain(rows, self.model.predict(rows))
+
+    def explain(self, rows: Rows, raw: Floats) -> Floats:
+        """`contributions` of rows whose raw probabilities (n,), ``model.predict(rows)``, are at hand.
+
+        The model's own contributions, times how much the calibrated log odds rise with the raw ones there.
+        """
+        z = logit(raw)
         above, below = (self.level.calibrate(z + step, rows.snapshot, self.calibration) for step in (SLOPE_STEP, -SLOPE_STEP))
         return ((above - below) / (2 * SLOPE_STEP))[:, None] * self.model.contributions(rows)
 

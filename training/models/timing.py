@@ -6,6 +6,7 @@ how many do not order within it. Together they are the distribution of the time 
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import numpy as np
 
 from training.models.base import Floats, Rows
 from training.models.lightgbm import FIXED
+from training.models.single import SingleRow
 
 EDGES = (0.0, 0.04, 0.1, 0.2, 0.35, 0.55, 0.75, 1.0)
 """Bins as shares of the horizon: finer at first, when most act."""
 QUANTILES = (0.1, 0.5, 0.9)
 ROUNDS = 60
+ALL_ROUNDS = -1
+"""As LightGBM calls them."""
 SETTINGS = {
     **FIXED,
     "objective": "multiclass",
@@ -56,7 +60,7 @@ class Timing:
         """
         if not len(rows):
             return np.empty((0, len(at)))
-        share = np.asarray(self.booster.predict(rows.x_NF, num_threads=1))
+        share = self._single(rows.x_NF[0])[None] if len(rows) == 1 else np.asarray(self.booster.predict(rows.x_NF, num_threads=1))
         reached = np.concatenate([np.zeros((len(rows), 1)), np.cumsum(share, axis=1)], axis=1) * (1 - p)[:, None]
         days = np.array(EDGES) * self.horizon_days
         found = np.full((len(rows), len(at)), float(self.horizon_days))
@@ -67,6 +71,11 @@ class Timing:
             part = (quantile - reached[row, low]) / np.maximum(reached[row, low + 1] - reached[row, low], 1e-12)
             found[row, column] = days[low] + part * (days[low + 1] - days[low])
         return found
+
+    @cached_property
+    def _single(self) -> SingleRow:
+        """The booster prepared for rows that come alone."""
+        return SingleRow(self.booster, ALL_ROUNDS, raw=False)
 
     def save(self, folder: Path) -> None:
         """Write the booster as text and the horizon as JSON."""

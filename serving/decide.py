@@ -1,0 +1,282 @@
+"""Who gets which tier, and why not another: expected gains under hard constraints, for one customer and for a million.
+
+    gain(tier) = churn probability x effect(segment, tier) x value - cost(tier)      [P 9.1, S FAQ 2]
+
+A tier is *blocked* where consent, caps, the gap between contacts, the ladder or common sense forbid it; among the others the one
+with the highest gain at the day's shadow prices is chosen. What the constraints take away is told as the gain given up.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import IntEnum
+from functools import cache, lru_cache
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+
+from features.domain import TOUCHPOINTS, ChurnReason, PlanStage, Stage, Tier, ValueSegment
+from serving.allocate import choose
+from serving.policy import CHANNELS, CONTACTS, TIERS, Occasion, Policy, Segment
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+SEGMENTS, REASONS, OCCASIONS = tuple(Segment), tuple(ChurnReason), tuple(Occasion)
+UNKNOWN_REASON = REASONS.index(ChurnReason.UNKNOWN)
+NO_OCCASION = -1
+NEEDS = ("tenure_days", "frequency_orders", "order_value_mean", "recency_days")
+"""Features without which there is no decision (a table of another feature store may lack them)."""
+
+
+class Binding(IntEnum):
+    """What keeps a customer from a tier; the first that holds, in this order."""
+
+    NOTHING = 0
+    NO_CONSENT = 1
+    UNRECOVERABLE = 2
+    MINIMUM_GAP = 3
+    LADDER = 4
+    CONTACT_CAP = 5
+    LOW_RISK = 6
+    BUDGET = 7
+    CAPACITY = 8
+
+    @property
+    def told(self) -> str | None:
+        """As answers name it."""
+        return None if self is Binding.NOTHING else self.name.lower()
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a policy looks at, of n customers: the model's side, and what has happened between us and them.
+
+    ``open_NC``: channels that consent allows; ``capped_NC``: channels that have reached a cap; ``last_tier``: of the last contact
+    (0: none), ``last_age_days`` ago (inf), and whether it was ``answered`` by a response or an order.
+    """
+
+    p: Floats
+    value: Floats
+    segment: Ints
+    touchpoints_NP: Bools
+    silence_days: Floats
+    occasion: Ints
+    open_NC: Bools
+    capped_NC: Bools
+    last_tier: Ints
+    last_age_days: Floats
+    answered: Bools
+
+    def __len__(self) -> int:
+        return len(self.p)
+
+    def at(self, rows: Any) -> "Situation":
+        """Some of the customers."""
+        return Situation(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data of one customer, from which `from_json` makes the same situation to the last bit."""
+        (n,) = {len(self)}
+        assert n == 1
+        return {name: getattr(self, name)[0].tolist() for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Situation":
+        """The situation of one customer; JSON knows no infinity and has null for it."""
+        return cls(**{name: np.array([np.inf if value[name] is None else value[name]]) for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Each customer's tiers, shape (n, 4): gain, what blocks it (`Binding`), its rule and channel (-1: none) in the policy."""
+
+    gains_NT: Floats
+    blocked_NT: Ints
+    rule_NT: Ints
+    channel_NT: Ints
+
+    @property
+    def allowed_NT(self) -> Floats:
+        """Gains, minus infinity where a tier is blocked: what is allocated."""
+        return np.where(self.blocked_NT > 0, -np.inf, self.gains_NT)
+
+    def at(self, rows: Any) -> "Options":
+        """Some of the customers."""
+        return Options(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+def options(policy: Policy, s: Situation) -> Options:
+    """Gains and constraints of every tier of n customers; rules that ask for a churn reason are left to `refined`."""
+    rule_NT = rules(policy, s, np.full(len(s), -1))
+    channel_NT, open_NT = _channels(policy, rule_NT, s)
+    gains_NT = np.zeros((len(s), len(TIERS)))
+    gains_NT[:, 1:] = s.p[:, None] * policy.effect_SC[s.segment] * s.value[:, None] - policy.cost_T[1:]
+    return Options(gains_NT, _blocked(policy, s, channel_NT, open_NT), rule_NT, channel_NT)
+
+
+def _blocked(policy: Policy, s: Situation, channel_NT: Ints, open_NT: Bools) -> Ints:
+    tier_T = np.arange(len(TIERS))
+    recent = (s.last_tier > 0) & (s.last_age_days < policy.contact.ladder_days)
+    silent = recent & ~s.answered
+    climbing = silent & (s.last_age_days >= policy.contact.climb_after_days)
+    next_N1 = np.minimum(s.last_tier + 1, Tier.CONCIERGE)[:, None]
+    lower_N1 = np.maximum(s.last_tier - 1, Tier.NUDGE)[:, None]
+    gave_up = silent & (s.last_tier == Tier.CONCIERGE) & policy.unrecoverable.after_concierge
+    ladder_NT = (silent & ~climbing)[:, None] | (climbing[:, None] & (tier_T != next_N1))
+    ladder_NT |= (recent & s.answered)[:, None] & (tier_T > lower_N1)
+    low_risk = (s.p < policy.contact.min_churn_probability) & (s.occasion == NO_OCCASION)
+    checks = (
+        (Binding.NO_CONSENT, ~open_NT),
+        (Binding.UNRECOVERABLE, ((s.silence_days > policy.unrecoverable.silence_days) | gave_up)[:, None]),
+        (Binding.MINIMUM_GAP, (s.last_age_days < policy.contact.min_gap_days)[:, None]),
+        (Binding.LADDER, ladder_NT),
+        (Binding.CONTACT_CAP, channel_NT < 0),
+        (Binding.LOW_RISK, low_risk[:, None]),
+    )
+    blocked_NT = np.zeros((len(s), len(TIERS)), dtype=np.int64)
+    for why, holds in reversed(checks):
+        blocked_NT = np.where(holds, int(why), blocked_NT)
+    blocked_NT[:, Tier.NONE] = 0
+    return blocked_NT
+
+
+def rules(policy: Policy, s: Situation, reason: Ints) -> Ints:
+    """Position of the rule of each tier, shape (n, 4); -1 for tier none. A reason of -1 fits no rule that asks for one."""
+    bits = s.touchpoints_NP @ (1 << np.arange(s.touchpoints_NP.shape[1]))
+    key = ((bits * (len(REASONS) + 1) + reason + 1) * (len(OCCASIONS) + 1) + s.occasion + 1) * len(SEGMENTS) + s.segment
+    if len(s) == 1:
+        return np.array([_rule(policy, int(key[0]))])
+    found, place = np.unique(key, return_inverse=True)
+    return np.array([_rule(policy, int(one)) for one in found]).reshape(-1, len(TIERS))[place]
+
+
+@lru_cache(maxsize=100_000)
+def _rule(policy: Policy, key: int) -> tuple[int, ...]:
+    """The first rule for each tier; ``key`` packs touchpoints, reason, occasion and segment (see `rules`)."""
+    key, segment = divmod(key, len(SEGMENTS))
+    key, occasion = divmod(key, len(OCCASIONS) + 1)
+    bits, reason = divmod(key, len(REASONS) + 1)
+    touched = {one.name for place, one in enumerate(TOUCHPOINTS) if bits >> place & 1}
+    words: dict[str, set[Any]] = {"segment": {SEGMENTS[segment]}, "touchpoint": touched}
+    words |= {"reason": {REASONS[reason - 1]} if reason else set(), "occasion": {OCCASIONS[occasion - 1]} if occasion else set()}
+    fitting = [(place, rule) for place, rule in enumerate(policy.rules) if _fits(rule, words)]
+    return (-1, *(next(place for place, rule in fitting if getattr(rule, tier)) for tier in CONTACTS))
+
+
+def _fits(rule: Any, words: dict[str, set[Any]]) -> bool:
+    return all(not getattr(rule, name) or not found.isdisjoint(getattr(rule, name)) for name, found in words.items())
+
+
+def _channels(policy: Policy, rule_NT: Ints, s: Situation) -> tuple[Ints, Bools]:
+    """The first channel of each tier's action that consent and caps allow (-1: none), and whether consent allows any, (n, 4) each."""
+    order_RTC = _orders(policy)
+    order_NTC = order_RTC[rule_NT, np.arange(len(TIERS))]
+    rows = np.arange(len(s))[:, None, None]
+    open_NTC = s.open_NC[rows, order_NTC] & (order_NTC >= 0)
+    free_NTC = open_NTC & ~s.capped_NC[rows, order_NTC]
+    first = free_NTC.argmax(axis=2)[:, :, None]
+    channel_NT = np.where(free_NTC.any(axis=2), np.take_along_axis(order_NTC, first, axis=2)[:, :, 0], -1)
+    return channel_NT, np.asarray(open_NTC.any(axis=2))
+
+
+@lru_cache(maxsize=16)
+def _orders(policy: Policy) -> Ints:
+    """Channels of each rule's action by tier in order of preference, shape (rules, 4, channels), -1 beyond them."""
+    order_RTC = np.full((len(policy.rules), len(TIERS), len(CHANNELS)), -1)
+    for place, rule in enumerate(policy.rules):
+        for tier, name in enumerate(TIERS):
+            action = getattr(rule, name, None)
+            if action:
+                order_RTC[place, tier, : len(action.channels)] = [CHANNELS.index(channel) for channel in action.channels]
+    return order_RTC
+
+
+def refined(policy: Policy, s: Situation, found: Options, tiers: Ints, reason: Ints) -> tuple[Ints, Ints]:
+    """Rule and channel (n,) of the chosen tiers once churn reasons are known; a reason changes what is said, never the tier.
+
+    Where no channel of the reason's action is allowed, the action chosen without it stays.
+    """
+    rule_NT = rules(policy, s, reason)
+    channel_NT, _ = _channels(policy, rule_NT, s)
+    rows = np.arange(len(s))
+    rule, channel = rule_NT[rows, tiers], channel_NT[rows, tiers]
+    keep = channel < 0
+    return np.where(keep, found.rule_NT[rows, tiers], rule), np.where(keep, found.channel_NT[rows, tiers], channel)
+
+
+def choice(policy: Policy, found: Options, prices_K: Floats) -> Ints:
+    """The allowed tier of the highest gain at some prices (n,), ties to the weakest: the service's rule."""
+    return choose(found.allowed_NT, policy.use_KT, prices_K)
+
+
+def binding(policy: Policy, found: Options, tiers: Ints, prices_K: Floats) -> tuple[Ints, Floats]:
+    """What kept each customer from the tier of the highest gain (`Binding`), and the gain given up, (n,) each.
+
+    Where nothing blocks that tier it is the scarce resource that its contact would have cost most of.
+    """
+    rows = np.arange(len(tiers))
+    best = found.gains_NT.argmax(axis=1)
+    given_up = found.gains_NT[rows, best] - found.gains_NT[rows, tiers]
+    why = found.blocked_NT[rows, best]
+    if len(policy.resources):
+        scarce_T = np.where(np.array([name == "budget" for name in policy.resources]), Binding.BUDGET, Binding.CAPACITY)[
+            (policy.use_KT * prices_K[:, None]).argmax(axis=0)
+        ]
+        why = np.where(why == 0, scarce_T[best], why)
+    return np.where(best == tiers, 0, why), np.where(best == tiers, 0.0, given_up)
+
+
+def values(policy: Policy, tenure_days: Floats, orders: Floats, order_value: Floats) -> Floats:
+    """Value of customers (n,) in the shop's currency. Orders a year are counted over at least a year, so that a first order is no habit."""
+    a_year = orders / (np.maximum(tenure_days, 365) / 365)
+    return order_value * a_year * policy.value.lifetime_years * policy.value.margin
+
+
+@cache
+def segment(value: str, stage: str, plan: str, price_sensitive: bool) -> int:
+    """Position in ``SEGMENTS`` of the first segment that fits a value segment, the two lifecycle stages and the flag."""
+    fits = {
+        Segment.HIGH_VALUE: value == ValueSegment.HIGH,
+        Segment.PRICE_SENSITIVE: price_sensitive,
+        Segment.NEW: stage == Stage.NEW,
+        Segment.SILENT: plan in (PlanStage.SILENT, PlanStage.CHURNED),
+        Segment.LOYAL: stage == Stage.LOYAL,
+    }
+    return SEGMENTS.index(next((one for one, holds in fits.items() if holds), Segment.STANDARD))
+
+
+def open_standings(n: int) -> dict[str, Any]:
+    """The store's fields of a `Situation` of customers whom nothing keeps from a contact."""
+    everybody, nobody = np.ones((n, len(CHANNELS)), dtype=bool), np.zeros((n, len(CHANNELS)), dtype=bool)
+    return {
+        "occasion": np.full(n, NO_OCCASION),
+        "open_NC": everybody,
+        "capped_NC": nobody,
+        "last_tier": np.zeros(n, dtype=np.int64),
+        "last_age_days": np.full(n, np.inf),
+        "answered": np.zeros(n, dtype=bool),
+    }
+
+
+def action(policy: Policy, tier: int, rule: int, channel: int) -> dict[str, Any]:
+    """Tier, strategy and channel in words; none has neither strategy nor channel."""
+    if tier == Tier.NONE:
+        return {"tier": TIERS[tier], "strategy": None, "channel": None}
+    return {"tier": TIERS[tier], "strategy": getattr(policy.rules[rule], TIERS[tier]).strategy, "channel": CHANNELS[channel]}
+
+
+def send_after(policy: Policy, channel: str, now: datetime, zone: ZoneInfo) -> datetime | None:
+    """The end of the quiet hours that a contact at ``now`` (aware) would fall into; None when it may go at once."""
+    quiet = policy.quiet_hours
+    if quiet is None or channel not in quiet.channels:
+        return None
+    local = now.astimezone(zone)
+    clock = local.time().replace(tzinfo=None)
+    over_night = quiet.start > quiet.end
+    inside = (clock >= quiet.start or clock < quiet.end) if over_night else quiet.start <= clock < quiet.end
+    if not inside:
+        return None
+    day = local.date() + timedelta(days=1 if over_night and clock >= quiet.start else 0)
+    return datetime.combine(day, quiet.end, zone)

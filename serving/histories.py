@@ -1,0 +1,130 @@
+"""Raw histories -> canonical tables, as `sources.load` would make them: of a request, or of the online store and the events since."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from functools import cache
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.schema import EXACT, FLAG, SOURCES, TEXT, TIME, Source
+from serving.schemas import CustomerRequest
+
+_TYPES = {TEXT: pa.string(), FLAG: pa.bool_(), TIME: pa.timestamp("us"), EXACT: pa.decimal128(18, 4)}
+_DEFAULTS: dict[str, Any] = {"0": 0, "false": False}
+Plain = dict[str, Any]
+
+
+@cache
+def schema(name: str) -> pa.Schema:
+    """A canonical table's columns in Arrow's types."""
+    return pa.schema([(column.name, _TYPES[column.type]) for column in SOURCES[name].columns])
+
+
+def canonical(customers: Mapping[str, CustomerRequest], sources: Iterable[str], zone: ZoneInfo) -> dict[str, pa.Table]:
+    """Canonical tables of the raw histories of a request, by the name that each customer shall have."""
+    rows: dict[str, list[Plain]] = {name: [] for name in sources if name != "identities"}
+    for name, customer in customers.items():
+        for source in rows.keys() - {"order_lines", "customers"}:
+            for given in getattr(customer, source) or []:
+                _add(rows, source, _plain(given, zone), name, f"{name}\x1f")
+        if "customers" in rows and customer.attributes:
+            _add(rows, "customers", _plain(customer.attributes, zone), name)
+    return {name: table(name, found) for name, found in rows.items()}
+
+
+def _add(rows: dict[str, list[Plain]], source: str, row: Plain, customer: str, before: str = "") -> None:
+    """Add one row of a customer, an order with its ``lines``; ``before`` keeps order ids of two customers apart."""
+    lines = row.pop("lines", None)
+    row = {**row, "customer_id": customer}
+    if "order_id" in row:
+        row["order_id"] = f"{before}{row['order_id']}"
+    rows[source].append(row)
+    if lines and "order_lines" in rows:
+        rows["order_lines"] += [{**line, "order_id": row["order_id"]} for line in lines]
+
+
+def plain(value: Any, zone: ZoneInfo) -> Plain:
+    """A row of a request as the online store keeps it: JSON, times local."""
+    row = _plain(value, zone)
+    return {name: field.isoformat() if isinstance(field, datetime) else field for name, field in row.items() if field is not None} | (
+        {"lines": [plain(line, zone) for line in value.lines]} if "lines" in row else {}
+    )
+
+
+def together(stored: Mapping[str, bytes], since: Sequence[tuple[str, Plain]], customer: str, sources: Iterable[str]) -> dict[str, pa.Table]:
+    """Canonical tables of one customer: what the batch knows, and the events since.
+
+    A row with the key of an earlier one takes its place: an order cancelled, a ticket resolved.
+    """
+    rows: dict[str, list[Plain]] = {name: [] for name in sources if name != "identities"}
+    for source, row in since:
+        if source in rows:
+            _add(rows, source, _moments(source, row), customer)
+    found = {}
+    for name, added in rows.items():
+        base = read(name, stored[name]) if name in stored else schema(name).empty_table()
+        found[name] = _replaced(SOURCES[name], base, added) if added else base
+    return found
+
+
+def _replaced(source: Source, base: pa.Table, added: Sequence[Plain]) -> pa.Table:
+    if source.key and all(row.get(source.key[0]) is not None for row in added):
+        key = source.key[0]
+        added = list({row[key]: row for row in added}.values())
+        base = base.filter(pc.invert(pc.is_in(base[key], pa.array([row[key] for row in added]))))
+    elif source.name == "order_lines":  # an order told again brings its lines again
+        base = base.filter(pc.invert(pc.is_in(base["order_id"], pa.array([row["order_id"] for row in added]))))
+    return pa.concat_tables([base, table(source.name, added)])
+
+
+def read(name: str, rows: bytes) -> pa.Table:
+    """A canonical table from the record batch that `load` has stored."""
+    return pa.Table.from_batches([pa.ipc.read_record_batch(pa.py_buffer(rows), schema(name))])
+
+
+def table(name: str, rows: Sequence[Plain]) -> pa.Table:
+    """A canonical table of plain rows; columns that are not there get their defaults."""
+    return pa.table({column.name: _column(SOURCES[name], column, rows) for column in SOURCES[name].columns})
+
+
+def _column(source: Source, column: Any, rows: Sequence[Plain]) -> pa.Array:
+    values = [row.get(column.name) for row in rows]
+    if column.default in _names(source):  # an arrival not given: known at once
+        values = [row.get(column.default) if value is None else value for row, value in zip(rows, values, strict=True)]
+    elif column.default != "NULL":
+        values = [_DEFAULTS[column.default] if value is None else value for value in values]
+    if column.type == EXACT:
+        values = [None if value is None else Decimal(round(value * 10_000)).scaleb(-4) for value in values]
+    return pa.array(values, _TYPES[column.type])
+
+
+@cache
+def _names(source: Source) -> set[str]:
+    return {column.name for column in source.columns}
+
+
+def _plain(value: Any, zone: ZoneInfo) -> Plain:
+    fields = {name: getattr(value, name) for name in type(value).model_fields}
+    return {
+        name: local(field, zone)
+        if isinstance(field, datetime)
+        else [_plain(line, zone) for line in field]
+        if name == "lines" and field
+        else field
+        for name, field in fields.items()
+    }
+
+
+def _moments(source: str, row: Plain) -> Plain:
+    """Times of a stored row as times again."""
+    times = {column.name for column in SOURCES[source].columns if column.type == TIME}
+    return {name: datetime.fromisoformat(value) if name in times else value for name, value in row.items()}
+
+
+def local(moment: datetime, zone: ZoneInfo) -> datetime:
+    """A moment as the shop's local time without a zone; one without a zone is local already."""
+    return moment if moment.tzinfo is None else moment.astimezone(zone).replace(tzinfo=None)

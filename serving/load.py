@@ -1,0 +1,125 @@
+"""The batch's side into the online store: histories, consents and recent contacts of every customer, as the canonical tables have them."""
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from features.schema import SOURCES
+from features.store import Store
+from serving import histories
+from serving.online import OnlineStore
+from serving.policy import CHANNELS
+
+LOADED = "loaded"
+"""Key of the fingerprint of what was loaded last, and its last moment."""
+CHUNK = 2000
+CONTACT_DAYS = 120
+"""Contacts older than this, before the last event known, are of no use to any cap or ladder."""
+CHILDREN = {"order_lines": "order_id", "deliveries": "order_id"}
+"""Canonical tables whose customer is that of their order."""
+
+
+def load(store: OnlineStore, sources: Path, timezone: str, progress: Callable[[str], None] = lambda text: None) -> bool:
+    """Bring the store up to the canonical tables in force; False where it already is.
+
+    Events that the service was told of stay only where they lie after the last moment that the tables know.
+    """
+    batch = Store.read(sources)
+    found = store.meta(LOADED)
+    if found and found["fingerprint"] == batch.fingerprint:
+        return False
+    zone = ZoneInfo(timezone)
+    with batch.connect(sources) as connection:
+        names = [name for name in batch.parts if name not in ("identities", "consents")]
+        for name in names:
+            for some in _chunks(_histories(connection, name), CHUNK):
+                with store.transaction():
+                    store.put_histories(some)
+            progress(f"online store: {batch.rows[name]:,} rows of {name}")
+        if "consents" in batch.parts:
+            with store.transaction():
+                store.set_consents(_consents(connection, zone))
+        last = _last(connection)
+        if "contacts" in batch.parts:
+            with store.transaction():
+                store.forget_contacts()
+                store.add_contacts(_contacts(connection, last, zone))
+    with store.transaction():
+        store.forget_events(last.replace(tzinfo=zone).timestamp())
+        store.set_meta(LOADED, {"fingerprint": batch.fingerprint, "last": last.isoformat(), "consents": "consents" in batch.parts})
+    return True
+
+
+def _histories(connection: duckdb.DuckDBPyConnection, name: str) -> Iterator[tuple[str, str, bytes]]:
+    """(customer, table, record batch) of a canonical table, a customer after another."""
+    join = f" JOIN orders AS o USING ({CHILDREN[name]})" if name in CHILDREN else ""
+    owner = "o.customer_id" if name in CHILDREN else "r.customer_id"
+    columns = ", ".join(f'r."{column.name}"' for column in SOURCES[name].columns)
+    relation = connection.execute(f'SELECT {owner} AS owner, {columns} FROM "{name}" AS r{join} ORDER BY owner')
+    schema, held = histories.schema(name), None
+    for batch in relation.to_arrow_reader(200_000):
+        rows = pa.Table.from_batches([batch]) if held is None else pa.concat_tables([held, pa.Table.from_batches([batch])])
+        last = rows["owner"][-1]
+        whole = int(np.searchsorted(np.asarray(rows["owner"].to_numpy(zero_copy_only=False), dtype=str), last.as_py()))
+        yield from _split(rows.slice(0, whole), name, schema)
+        held = rows.slice(whole)
+    if held is not None:
+        yield from _split(held, name, schema)
+
+
+def _split(rows: pa.Table, name: str, schema: pa.Schema) -> Iterator[tuple[str, str, bytes]]:
+    """A record batch for each owner of rows sorted by owner."""
+    if not rows.num_rows:
+        return
+    owners = rows["owner"].to_numpy(zero_copy_only=False)
+    starts = np.flatnonzero(np.append(True, owners[1:] != owners[:-1]))
+    whole = rows.drop_columns(["owner"]).cast(schema).combine_chunks().to_batches()[0]
+    for start, end in zip(starts, np.append(starts[1:], rows.num_rows), strict=True):
+        yield owners[start], name, whole.slice(start, end - start).serialize().to_pybytes()
+
+
+def _consents(connection: duckdb.DuckDBPyConnection, zone: ZoneInfo) -> Iterator[tuple[str, str, str, bool, float]]:
+    found = connection.execute(
+        """SELECT customer_id, purpose, coalesce(channel, ''), arg_max(granted, changed_at), max(changed_at)
+           FROM consents GROUP BY 1, 2, 3"""
+    )
+    while rows := found.fetchmany(10_000):
+        for customer, purpose, channel, granted, since in rows:
+            yield customer, purpose, channel, granted, since.replace(tzinfo=zone).timestamp()
+
+
+def _contacts(connection: duckdb.DuckDBPyConnection, last: datetime, zone: ZoneInfo) -> Iterator[tuple[Any, ...]]:
+    """Recent contacts; answered by a click, a conversion, or an order after it."""
+    found = connection.execute(
+        """SELECT c.customer_id, c.sent_at, coalesce(c.tier, 1)::INT, coalesce(c.channel, ''),
+                  c.clicked_at IS NOT NULL OR c.converted_at IS NOT NULL OR coalesce(o.latest > c.sent_at, false)
+           FROM contacts AS c LEFT JOIN (SELECT customer_id, max(ordered_at) AS latest FROM orders GROUP BY 1) AS o USING (customer_id)
+           WHERE c.sent_at > $1 ORDER BY c.sent_at""",
+        [last - timedelta(days=CONTACT_DAYS)],
+    )
+    while rows := found.fetchmany(10_000):
+        for customer, at, tier, channel, answered in rows:
+            if tier > 0 and (channel in CHANNELS or not channel):
+                yield customer, at.replace(tzinfo=zone).timestamp(), tier, channel, answered, None
+
+
+def _last(connection: duckdb.DuckDBPyConnection) -> datetime:
+    """When the canonical tables learnt of something last."""
+    found: datetime = connection.execute("SELECT max(greatest(ordered_at, arrived_at)) FROM orders").fetchall()[0][0]
+    return found
+
+
+def _chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    some: list[Any] = []
+    for row in rows:
+        some.append(row)
+        if len(some) == size:
+            yield some
+            some = []
+    yield some

@@ -1,0 +1,369 @@
+"""What the service remembers between requests: histories, consents, contacts, decisions, and what the day has spent.
+
+`OnlineStore` is the interface; `SqliteStore` the embedded one. SQLite was chosen over DuckDB and LMDB because a decision reads what was
+spent and writes what it spends in one transaction that all workers share, and a look-up by id takes microseconds
+(measured: notebooks/LOG.md, 2026-11-25). Customers are pseudonyms; times are seconds since 1970.
+"""
+
+import json
+import sqlite3
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.audit import subject
+
+UNITS = 1_000_000
+"""Money and hours are added up in whole millionths, so that no sum is ever off."""
+DAY_SECONDS = 86_400.0
+BUSY_SECONDS = 10.0
+"""A writer waits so long for another's transaction."""
+
+
+class StoreBusy(RuntimeError):
+    """Another writer did not finish in time; nothing was written."""
+
+
+@dataclass(frozen=True)
+class PastContact:
+    """A contact of one customer."""
+
+    at: float
+    tier: int
+    channel: str
+    answered: bool
+    segment: str = ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where we stand with one customer: consents by channel ('' any: granted or not), recent contacts, oldest first, and the time zone."""
+
+    consents: Mapping[str, bool]
+    contacts: Sequence[PastContact]
+    timezone: str | None = None
+
+
+class OnlineStore(ABC):
+    """Everything of one shop that the service keeps; all writes within `transaction` are whole or not at all, across all workers."""
+
+    @abstractmethod
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Nobody else writes until the end; an exception undoes what was written."""
+
+    @abstractmethod
+    def meta(self, key: str) -> Any:
+        """A small value by key, None where there is none: what was loaded, the day's plan."""
+
+    @abstractmethod
+    def set_meta(self, key: str, value: Any) -> None:
+        """Keep a small value (JSON)."""
+
+    @abstractmethod
+    def put_histories(self, rows: Iterable[tuple[str, str, bytes]]) -> None:
+        """Keep (customer, canonical table, Arrow record batch) as what the batch knows."""
+
+    @abstractmethod
+    def history(self, customer: str) -> dict[str, bytes]:
+        """Record batches of a customer by canonical table; empty where the batch knows nothing."""
+
+    @abstractmethod
+    def add_events(self, customer: str, events: Sequence[tuple[str, str, dict[str, Any]]], now: float) -> int:
+        """Keep (event id, canonical table, row) of a customer; ids seen before are left alone. Returns how many were new."""
+
+    @abstractmethod
+    def events(self, customer: str) -> list[tuple[str, dict[str, Any]]]:
+        """(canonical table, row) of a customer since the last load, in the order they came."""
+
+    @abstractmethod
+    def set_consents(self, rows: Iterable[tuple[str, str, str, bool, float]]) -> None:
+        """Keep (customer, purpose, channel, granted, since) where it is not older than what is kept."""
+
+    @abstractmethod
+    def set_timezone(self, customer: str, timezone: str) -> None:
+        """Keep where a customer lives, for quiet hours."""
+
+    @abstractmethod
+    def add_contacts(self, rows: Iterable[tuple[str, float, int, str, bool, str | None]]) -> None:
+        """Keep (customer, at, tier, channel, answered, decision id or None)."""
+
+    @abstractmethod
+    def forget_contacts(self) -> None:
+        """Drop contacts that no decision of ours made: a new load brings them again."""
+
+    @abstractmethod
+    def forget_events(self, until: float) -> None:
+        """Drop events that came up to a moment: the batch knows them now."""
+
+    @abstractmethod
+    def standing(self, customers: Sequence[str], purpose: str, since: float) -> list[Standing]:
+        """Consents for a purpose, and contacts since a moment, of each customer."""
+
+    @abstractmethod
+    def answer(self, customer: str, until: float) -> None:
+        """Mark contacts up to a moment as answered: the customer has responded or ordered."""
+
+    @abstractmethod
+    def spent(self, day: str) -> dict[str, int]:
+        """What a day has used of each resource, in millionths."""
+
+    @abstractmethod
+    def spend(self, day: str, used: Mapping[str, int]) -> None:
+        """Add to what a day has used."""
+
+    @abstractmethod
+    def record(self, decisions: Iterable[tuple[str, float, str, str, bytes | None]]) -> None:
+        """Append (id, at, customer, JSON, feature row or None) to the decision log, which is never changed."""
+
+    @abstractmethod
+    def decision(self, id: str) -> tuple[str, dict[str, Any], bytes | None] | None:
+        """Customer, body and feature row of a decision."""
+
+    @abstractmethod
+    def decisions_of(self, customer: str, limit: int) -> list[dict[str, Any]]:
+        """The latest decisions of a customer, latest first."""
+
+    @abstractmethod
+    def feed(self, after: int, limit: int) -> list[tuple[int, str, dict[str, Any]]]:
+        """(number, customer, body) of decisions after a number, in order."""
+
+    @abstractmethod
+    def add_outcome(self, decision: str, kind: str, at: float, value: float | None) -> bool:
+        """Keep what happened to a decision; False where the same was told before."""
+
+    @abstractmethod
+    def outcomes_of(self, decision: str) -> list[dict[str, Any]]:
+        """What happened to a decision."""
+
+    @abstractmethod
+    def plan_occasion(self, customer: str, occasion: str, due: float) -> None:
+        """Ask for a decision at a moment, in place of an earlier one for the same occasion of the customer."""
+
+    @abstractmethod
+    def cancel_occasion(self, customer: str, occasion: str) -> None:
+        """The reason for it is gone."""
+
+    @abstractmethod
+    def take_due(self, now: float, limit: int, lease: float) -> list[tuple[str, str]]:
+        """(customer, occasion) that are due, for whoever asks first; due again after ``lease`` seconds unless cancelled by then."""
+
+    @abstractmethod
+    def position(self) -> int:
+        """Number of the last decision in the log."""
+
+    @abstractmethod
+    def known(self) -> set[str]:
+        """Customers with a consent, a contact or a time zone of their own."""
+
+    @abstractmethod
+    def fresh(self, customers: Sequence[str]) -> set[str]:
+        """Those of whom events came since the last load."""
+
+    @abstractmethod
+    def erase(self, customer: str) -> None:
+        """Remove everything of a customer, and every byte of it from the disk; what stays is a one-way digest."""
+
+    @abstractmethod
+    def erased(self, customers: Sequence[str]) -> set[str]:
+        """Those who were erased."""
+
+
+def _in_force(told: Mapping[str, tuple[bool, float]]) -> dict[str, bool]:
+    """Consents by channel; a word for any channel ('') overrules older ones for a single channel."""
+    blanket = told.get("", (False, float("-inf")))[1]
+    return {channel: granted for channel, (granted, since) in told.items() if since >= blanket}
+
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS history (customer TEXT, source TEXT, rows BLOB, PRIMARY KEY (customer, source)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS event (id TEXT, customer TEXT, source TEXT, row TEXT, at REAL, PRIMARY KEY (customer, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS consent (customer TEXT, purpose TEXT, channel TEXT, granted INTEGER, since REAL,
+    PRIMARY KEY (customer, purpose, channel)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS home (customer TEXT PRIMARY KEY, timezone TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS contact (customer TEXT, at REAL, tier INTEGER, channel TEXT, answered INTEGER, decision TEXT);
+CREATE INDEX IF NOT EXISTS contact_of ON contact (customer, at);
+CREATE TABLE IF NOT EXISTS spend (day TEXT, resource TEXT, used INTEGER, PRIMARY KEY (day, resource)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS decision (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE, at REAL, customer TEXT, body TEXT, row BLOB);
+CREATE INDEX IF NOT EXISTS decision_of ON decision (customer, number);
+CREATE TRIGGER IF NOT EXISTS decisions_stay BEFORE UPDATE ON decision BEGIN SELECT raise(ABORT, 'the decision log is never changed'); END;
+CREATE TABLE IF NOT EXISTS outcome (decision TEXT, kind TEXT, at REAL, value REAL, PRIMARY KEY (decision, kind, at)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS due (customer TEXT, occasion TEXT, at REAL, PRIMARY KEY (customer, occasion)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS due_at ON due (at);
+CREATE TABLE IF NOT EXISTS erased (digest TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+_OF_CUSTOMER = ("history", "event", "consent", "home", "contact", "decision", "due")
+
+
+class SqliteStore(OnlineStore):
+    """One SQLite file in WAL mode: a kill at any moment loses nothing that was answered; readers never wait."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._local = threading.local()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._db.executescript(_TABLES)
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """A connection a thread."""
+        if not hasattr(self._local, "db"):
+            db = sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None, cached_statements=256)
+            db.executescript(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON; PRAGMA mmap_size = 268435456;"
+            )
+            self.file.chmod(0o600)
+            self._local.db = db
+        found: sqlite3.Connection = self._local.db
+        return found
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:  # noqa: D102
+        db = self._db
+        try:
+            db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            raise StoreBusy(f"no turn to write within {BUSY_SECONDS:.0f} s") from error
+        try:
+            yield
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+
+    def meta(self, key: str) -> Any:  # noqa: D102
+        found = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if found is None else json.loads(found[0])
+
+    def set_meta(self, key: str, value: Any) -> None:  # noqa: D102
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+
+    def put_histories(self, rows: Iterable[tuple[str, str, bytes]]) -> None:  # noqa: D102
+        self._db.executemany("INSERT OR REPLACE INTO history VALUES (?, ?, ?)", rows)
+
+    def history(self, customer: str) -> dict[str, bytes]:  # noqa: D102
+        return dict(self._db.execute("SELECT source, rows FROM history WHERE customer = ?", (customer,)).fetchall())
+
+    def add_events(self, customer: str, events: Sequence[tuple[str, str, dict[str, Any]]], now: float) -> int:  # noqa: D102
+        rows = [(id, customer, source, json.dumps(row), now) for id, source, row in events]
+        return self._db.executemany("INSERT OR IGNORE INTO event VALUES (?, ?, ?, ?, ?)", rows).rowcount
+
+    def events(self, customer: str) -> list[tuple[str, dict[str, Any]]]:  # noqa: D102
+        found = self._db.execute("SELECT source, row FROM event WHERE customer = ? ORDER BY at, id", (customer,))
+        return [(source, json.loads(row)) for source, row in found]
+
+    def set_consents(self, rows: Iterable[tuple[str, str, str, bool, float]]) -> None:  # noqa: D102
+        self._db.executemany(
+            """INSERT INTO consent VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET granted = excluded.granted, since = excluded.since
+               WHERE excluded.since >= since""",
+            rows,
+        )
+
+    def set_timezone(self, customer: str, timezone: str) -> None:  # noqa: D102
+        self._db.execute("INSERT OR REPLACE INTO home VALUES (?, ?)", (customer, timezone))
+
+    def add_contacts(self, rows: Iterable[tuple[str, float, int, str, bool, str | None]]) -> None:  # noqa: D102
+        self._db.executemany("INSERT INTO contact VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def forget_contacts(self) -> None:  # noqa: D102
+        self._db.execute("DELETE FROM contact WHERE decision IS NULL")
+
+    def forget_events(self, until: float) -> None:  # noqa: D102
+        self._db.execute("DELETE FROM event WHERE at <= ?", (until,))
+
+    def standing(self, customers: Sequence[str], purpose: str, since: float) -> list[Standing]:  # noqa: D102
+        consents: dict[str, dict[str, tuple[bool, float]]] = {}
+        contacts: dict[str, list[PastContact]] = {}
+        zones: dict[str, str] = {}
+        for start in range(0, len(customers), 500):
+            some = customers[start : start + 500]
+            holes = ",".join("?" * len(some))
+            for customer, channel, granted, at in self._db.execute(
+                f"SELECT customer, channel, granted, since FROM consent WHERE customer IN ({holes}) AND purpose = ?", (*some, purpose)
+            ):
+                consents.setdefault(customer, {})[channel] = bool(granted), at
+            for customer, *contact in self._db.execute(
+                f"SELECT customer, at, tier, channel, answered FROM contact WHERE customer IN ({holes}) AND at > ? ORDER BY at",
+                (*some, since),
+            ):
+                contacts.setdefault(customer, []).append(PastContact(*contact))
+            zones |= dict(self._db.execute(f"SELECT customer, timezone FROM home WHERE customer IN ({holes})", some).fetchall())
+        return [Standing(_in_force(consents.get(one, {})), contacts.get(one, ()), zones.get(one)) for one in customers]
+
+    def answer(self, customer: str, until: float) -> None:  # noqa: D102
+        self._db.execute("UPDATE contact SET answered = 1 WHERE customer = ? AND at <= ?", (customer, until))
+
+    def spent(self, day: str) -> dict[str, int]:  # noqa: D102
+        return dict(self._db.execute("SELECT resource, used FROM spend WHERE day = ?", (day,)).fetchall())
+
+    def spend(self, day: str, used: Mapping[str, int]) -> None:  # noqa: D102
+        rows = [(day, resource, units) for resource, units in used.items() if units]
+        self._db.executemany("INSERT INTO spend VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET used = used + excluded.used", rows)
+
+    def record(self, decisions: Iterable[tuple[str, float, str, str, bytes | None]]) -> None:  # noqa: D102
+        self._db.executemany("INSERT INTO decision (id, at, customer, body, row) VALUES (?, ?, ?, ?, ?)", decisions)
+
+    def decision(self, id: str) -> tuple[str, dict[str, Any], bytes | None] | None:  # noqa: D102
+        found = self._db.execute("SELECT customer, body, row FROM decision WHERE id = ?", (id,)).fetchone()
+        return None if found is None else (found[0], json.loads(found[1]), found[2])
+
+    def decisions_of(self, customer: str, limit: int) -> list[dict[str, Any]]:  # noqa: D102
+        found = self._db.execute("SELECT body FROM decision WHERE customer = ? ORDER BY number DESC LIMIT ?", (customer, limit))
+        return [json.loads(body) for (body,) in found]
+
+    def feed(self, after: int, limit: int) -> list[tuple[int, str, dict[str, Any]]]:  # noqa: D102
+        found = self._db.execute("SELECT number, customer, body FROM decision WHERE number > ? ORDER BY number LIMIT ?", (after, limit))
+        return [(number, customer, json.loads(body)) for number, customer, body in found]
+
+    def add_outcome(self, decision: str, kind: str, at: float, value: float | None) -> bool:  # noqa: D102
+        return self._db.execute("INSERT OR IGNORE INTO outcome VALUES (?, ?, ?, ?)", (decision, kind, at, value)).rowcount > 0
+
+    def outcomes_of(self, decision: str) -> list[dict[str, Any]]:  # noqa: D102
+        found = self._db.execute("SELECT kind, at, value FROM outcome WHERE decision = ? ORDER BY at", (decision,))
+        return [{"kind": kind, "at": at, "value": value} for kind, at, value in found]
+
+    def plan_occasion(self, customer: str, occasion: str, due: float) -> None:  # noqa: D102
+        self._db.execute("INSERT OR REPLACE INTO due VALUES (?, ?, ?)", (customer, occasion, due))
+
+    def cancel_occasion(self, customer: str, occasion: str) -> None:  # noqa: D102
+        self._db.execute("DELETE FROM due WHERE customer = ? AND occasion = ?", (customer, occasion))
+
+    def take_due(self, now: float, limit: int, lease: float) -> list[tuple[str, str]]:  # noqa: D102
+        if self._db.execute("SELECT 1 FROM due WHERE at <= ? LIMIT 1", (now,)).fetchone() is None:
+            return []
+        with self.transaction():
+            found = self._db.execute("SELECT customer, occasion FROM due WHERE at <= ? ORDER BY at LIMIT ?", (now, limit)).fetchall()
+            self._db.executemany("UPDATE due SET at = ? WHERE customer = ? AND occasion = ?", [(now + lease, *one) for one in found])
+        return found
+
+    def position(self) -> int:  # noqa: D102
+        return int(self._db.execute("SELECT coalesce(max(number), 0) FROM decision").fetchone()[0])
+
+    def known(self) -> set[str]:  # noqa: D102
+        tables = ("consent", "contact", "home")
+        return {one for table in tables for (one,) in self._db.execute(f"SELECT DISTINCT customer FROM {table}")}
+
+    def fresh(self, customers: Sequence[str]) -> set[str]:  # noqa: D102
+        return {one for one in customers if self._db.execute("SELECT 1 FROM event WHERE customer = ? LIMIT 1", (one,)).fetchone()}
+
+    def erased(self, customers: Sequence[str]) -> set[str]:  # noqa: D102
+        if self._db.execute("SELECT 1 FROM erased LIMIT 1").fetchone() is None:
+            return set()
+        return {one for one in customers if self._db.execute("SELECT 1 FROM erased WHERE digest = ?", (subject(one),)).fetchone()}
+
+    def erase(self, customer: str) -> None:  # noqa: D102
+        with self.transaction():
+            self._db.execute("DELETE FROM outcome WHERE decision IN (SELECT id FROM decision WHERE customer = ?)", (customer,))
+            self._db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (subject(customer),))
+            for table in _OF_CUSTOMER:
+                self._db.execute(f"DELETE FROM {table} WHERE customer = ?", (customer,))
+        for _ in range(100):  # the log ahead of the file still holds the old pages until no reader needs them
+            if not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                return
+            time.sleep(0.05)

@@ -1,0 +1,110 @@
+"""A logged decision made again from what was logged: the same inputs, policy and prices must give the same tier."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.errors import InputError
+from serving import daily, decide
+from serving.allocate import choose
+from serving.decide import Binding, Situation
+from serving.online import OnlineStore
+from serving.policy import TIERS, Policy
+from training.models.base import Rows
+from training.models.scorer import Scorer
+
+RAN_OUT = (Binding.BUDGET, Binding.CAPACITY)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A decision, how it came about, and whether making it again gives the same."""
+
+    body: dict[str, Any]
+    situation: Situation
+    priced: dict[str, float]
+    """Gain less what the tier uses at the day's prices; forbidden tiers are left out."""
+    blocked: dict[str, str]
+    same_gains: bool
+    same_tier: bool
+    probability: float | None
+    """What the named version of the model says of the logged features; None where the log refers to the table's row."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything came out the same, to the last bit."""
+        return self.same_gains and self.same_tier and self.probability in (None, self.body["churn_probability"])
+
+
+def replay(id: str, store: OnlineStore, folder: Path, scorer: Callable[[str], Scorer]) -> Replay:
+    """Make a decision again. ``folder`` holds the daily files; ``scorer`` loads a version of the model.
+
+    Raises InputError when the decision or its policy is not known.
+    """
+    found = store.decision(id)
+    if found is None:
+        return _of_day(id, store, folder)
+    _, body, row = found
+    policy = _policy(store, body["policy_digest"])
+    situation, prices = Situation.from_json(body["situation"]), body["prices"]
+    ran_out = [TIERS.index(tier) for tier, why in body["blocked"].items() if why in [one.told for one in RAN_OUT]]
+    probability = None if row is None else _probability(scorer(body["model_version"]), row, body)
+    return _again(policy, situation, prices, body, ran_out, probability)
+
+
+def _of_day(id: str, store: OnlineStore, folder: Path) -> Replay:
+    for file in sorted(folder.glob("*.parquet"), reverse=True):
+        if told := daily.read(file, id):
+            situation, row, prices = told
+            gains = {tier: round(row[f"expected_gain_{tier}"], 4) for tier in TIERS}
+            body = {
+                **row,
+                "expected_gain": gains,
+                "blocked": {tier: row[f"blocked_{tier}"] for tier in TIERS[1:] if row[f"blocked_{tier}"]},
+            }
+            return _again(_policy(store, row["policy_digest"]), situation, prices, body, [], None)
+    raise InputError(f"decision {id}", "is not in the log", f"it may have been erased; daily files lie in {folder}")
+
+
+def _policy(store: OnlineStore, digest: str) -> Policy:
+    told = store.meta(f"policy:{digest}")
+    if told is None:
+        raise InputError(f"policy {digest}", "is not kept in this store", "use the store that the decision was logged in")
+    return Policy.model_validate(told, strict=False)
+
+
+def _again(
+    policy: Policy, situation: Situation, prices: dict[str, float], body: dict[str, Any], ran_out: list[int], probability: float | None
+) -> Replay:
+    options = decide.options(policy, situation)
+    prices_K = np.array([prices[name] for name in policy.resources])
+    allowed_NT = options.allowed_NT
+    allowed_NT[:, ran_out] = -np.inf
+    priced = (allowed_NT - prices_K @ policy.use_KT)[0]
+    tier = TIERS[int(choose(allowed_NT, policy.use_KT, prices_K)[0])]
+    gains = {name: round(gain, 4) for name, gain in zip(TIERS, options.gains_NT[0].tolist(), strict=True)}
+    return Replay(
+        body,
+        situation,
+        {name: float(value) for name, value in zip(TIERS, priced, strict=True) if np.isfinite(value)},
+        body["blocked"],
+        gains == body["expected_gain"],
+        tier == body["tier"],
+        probability,
+    )
+
+
+def _probability(scorer: Scorer, row: bytes, body: dict[str, Any]) -> float | None:
+    """Of a model that reads no sequences; those are not logged."""
+    import pyarrow as pa
+
+    if scorer.model.reads_sequences:
+        return None
+    names = tuple(scorer.manifest.names)
+    unknown = np.array([np.nan])
+    moment = np.array([body["snapshot"]], dtype="M8[us]")
+    x_NF = np.frombuffer(row, dtype=np.float64).reshape(1, len(names))
+    return float(scorer.predict(Rows(names, x_NF, pa.table({}), (), unknown, moment, unknown))[0])

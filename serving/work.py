@@ -1,0 +1,95 @@
+"""Whose turn it is: a bounded queue before the work, and raw histories computed together."""
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from serving import metrics
+from serving.answers import Refusal
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+HOLD_SECONDS = 0.2
+"""A refusal is held back for so long: a caller that asks again at once would cost more than it gets."""
+
+
+class Gate:
+    """Lets ``at_once`` requests in, ``most`` wait in the order they came, and refuses the rest with 503."""
+
+    def __init__(self, at_once: int, most: int) -> None:
+        self._turn, self.most, self.waiting = asyncio.Semaphore(at_once), most, 0
+
+    async def __aenter__(self) -> None:
+        if self.waiting >= self.most:
+            metrics.refused.labels("busy").inc()
+            await asyncio.sleep(HOLD_SECONDS)
+            raise Refusal(503, "Busy", "more requests wait than can be answered in time", retry_after=1)
+        self.waiting += 1
+        metrics.waiting.set(self.waiting)
+        try:
+            await self._turn.acquire()
+        except BaseException:
+            self.waiting -= 1
+            raise
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.waiting -= 1
+        self._turn.release()
+
+
+class Together(Generic[Item, Result]):
+    """Computes what waits together: requests that come while one batch is at work make the next; nobody waits for company.
+
+    ``compute`` runs in a thread of its own on items of one ``kind`` and returns a result, or an exception, for each.
+    """
+
+    def __init__(self, compute: Callable[[Any, Sequence[Item]], Sequence[Result | Exception]], most: int) -> None:
+        self.compute, self.most = compute, most
+        self._thread = ThreadPoolExecutor(1, "together")
+        self._waiting: list[tuple[Hashable, Item, asyncio.Future[Result]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def __call__(self, kind: Hashable, item: Item) -> Result:
+        """The result of one item."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((kind, item, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            kind = self._waiting[0][0]
+            batch = [one for one in self._waiting if one[0] == kind][: self.most]
+            self._waiting = [one for one in self._waiting if one not in batch]
+            try:
+                results = await loop.run_in_executor(self._thread, self.compute, kind, [item for _, item, _ in batch])
+            except Exception as error:  # a fault of ours: every one of the batch learns of it
+                results = [error] * len(batch)
+            for (_, _, future), result in zip(batch, results, strict=True):
+                if future.done():
+                    continue
+                future.set_exception(result) if isinstance(result, Exception) else future.set_result(result)
+
+
+class Every:
+    """Runs a function in the event loop, ``seconds`` apart, until the service stops; an error of one round is told and forgotten."""
+
+    def __init__(self, seconds: float, function: Callable[[], Any], told: Callable[[Exception], None]) -> None:
+        self.seconds, self.function, self.told = seconds, function, told
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            start = time.monotonic()
+            try:
+                found = self.function()
+                if asyncio.iscoroutine(found):
+                    await found
+            except Exception as error:
+                self.told(error)
+            await asyncio.sleep(max(self.seconds - (time.monotonic() - start), 0.01))

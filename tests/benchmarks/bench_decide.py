@@ -1,0 +1,84 @@
+"""The daily decisions of 1,000,000 customers: score, allocate, write; from the real rows of Online Retail II, each many times under new ids."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features import mapping, table
+from features.settings import ENVIRONMENT, Settings
+from tests.benchmarks.bench_service import _champion
+from tests.benchmarks.result import Result
+from training.dataset import TrainingData
+from validation.stages import Places, build_features, validate
+
+CUSTOMERS, SECONDS, GIGABYTES = 1_000_000, 180.0, 8.0
+
+
+def run() -> Iterator[Result]:
+    """Seconds and memory of a process of its own, as `holdfast decide` is one."""
+    os.environ.update(ENVIRONMENT)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        places = Places.of(Settings(home=home), mapping.read())
+        validate(mapping.read(), places)
+        build_features(mapping.read(), places)
+        _champion(TrainingData.read(places.features), home / "champion")
+        _many(places.features, home / "many.parquet")
+        line = [sys.executable, "-m", "tests.benchmarks.bench_decide", str(home)]
+        told = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    size = f"{CUSTOMERS:,} customers, {told['contacts']:,} contacts, gap {told['gap']:.1e}"
+    yield Result("decide.million", told["seconds"], "s", f"wanted; {size}", SECONDS)
+    yield Result("decide.million.memory", told["gigabytes"], "GB", "wanted, at the peak", GIGABYTES)
+
+
+def _many(features: Path, out: Path) -> None:
+    """The latest snapshot over and over, every copy's ids other ones."""
+    manifest = table.read_manifest(features)
+    assert manifest.latest is not None
+    rows, random, written = table.read(features, [manifest.latest]), np.random.default_rng(1), 0
+    with pq.ParquetWriter(out, table.store_manifest(rows, manifest).schema, compression="zstd", compression_level=1) as writer:
+        while written < CUSTOMERS:
+            part = rows.slice(0, min(rows.num_rows, CUSTOMERS - written))
+            ids = pa.array([f"{number:032x}" for number in range(written, written + part.num_rows)])
+            shuffled = part.set_column(part.column_names.index("customer_id"), "customer_id", ids)
+            value = shuffled["order_value_mean"].to_numpy() * random.lognormal(0, 0.3, part.num_rows)
+            place = shuffled.column_names.index("order_value_mean")
+            writer.write_table(shuffled.set_column(place, "order_value_mean", pa.array(value)).cast(writer.schema))
+            written += part.num_rows
+
+
+def _decide(home: Path) -> None:
+    import time
+
+    from serving import daily, policy
+    from serving.decisions import Decider
+    from serving.online import SqliteStore
+    from serving.score import Engine
+
+    start = time.perf_counter()
+    rich = (
+        policy.default_file()
+        .read_text()
+        .replace("per_day = 1000.0", "per_day = 50000.0")
+        .replace("hours_per_day = 8.0", "hours_per_day = 80.0")
+    )
+    engine = Engine.load(home / "champion" / "model", policy.parse(rich, "bench"), home / "many.parquet")
+    round = daily.Round(
+        engine, Decider(SqliteStore(home / "online.db")), home / "many.parquet", progress=lambda text: print(text, flush=True)
+    )
+    day = round.run(home / "decisions.parquet")
+    told = {"seconds": time.perf_counter() - start, "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    print(json.dumps(told | {"contacts": day.customers - day.contacts["none"], "gap": day.gap}))
+
+
+if __name__ == "__main__":
+    _decide(Path(sys.argv[1]))
