@@ -169,7 +169,7 @@ def _prices(problem: _Problem) -> Floats:
     size = min(SAMPLES[0], n)
     sample = problem.sample(size)
     prices_K = _relaxed_prices(sample)
-    mean_gain = float(np.maximum(sample.gains_TN.max(axis=0), 0).mean())
+    mean_gain = float(np.maximum(sample.gains_TN.max(axis=0), 0).mean()) or 1e-6  # nobody may be contacted: any box will do
     for step in (*SAMPLES[1:], n):
         if size < n:
             scale_K = prices_K + mean_gain / problem.use_KT.max(axis=1)

@@ -7,6 +7,9 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
+MOST_ERRORS = 1000
+"""Broken rules beyond which only their number is told."""
+
 
 class Refusal(Exception):
     """A request that gets a problem for an answer."""
@@ -32,6 +35,8 @@ def problem(
 
 def invalid(error: ValidationError) -> Refusal:
     """Which fields break which rules."""
+    if error.error_count() > MOST_ERRORS:  # to list them would take hundreds of megabytes
+        return Refusal(422, "Invalid request", f"{error.error_count()} field(s) break the schema")
     found = error.errors(include_input=False, include_context=False, include_url=False)
     if found[0]["type"] == "json_invalid":
         return Refusal(400, "Not JSON", "the body is not valid JSON")

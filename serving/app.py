@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -34,13 +34,14 @@ from serving.work import Every, Gate
 SMALL_BYTES = 64 * 1024
 AT_ONCE, MOST_WAITING = 8, 160
 """Small requests at work together (most in turn, in the event loop; raw histories in a thread), and those that may wait."""
-LARGE_AT_ONCE, LARGE_WAITING = 2, 16
+LARGE_AT_ONCE, LARGE_WAITING = 2, 32
 POLL_SECONDS, DUE_SECONDS, GAUGE_SECONDS, FOLLOWER_SECONDS, ADOPT_SECONDS = 0.25, 0.2, 5.0, 5.0, 1.0
 DRAIN_SECONDS = 1.5
 """From SIGTERM on readiness is down while requests are still taken, so that a balancer can turn away first."""
-BODY_SECONDS = 10.0
+BODY_SECONDS, LARGE_READ = 10.0, 8
 FEED_MOST = 1000
 Model = TypeVar("Model", bound=BaseModel)
+Endpoint = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger("holdfast.app")
 
 
@@ -75,6 +76,7 @@ class Api:
         self.champions = Champions(self.setup.package, self.setup.home, self.setup.features, self.setup.following)
         self.desk = Desk(self.champions, self._store())
         self.small, self.large = Gate(AT_ONCE, MOST_WAITING), Gate(LARGE_AT_ONCE, LARGE_WAITING)
+        self.reading = Gate(LARGE_READ, LARGE_WAITING)
         self.desk.store.set_meta(
             f"policy:{self.champions.current.policy.digest}", self.champions.current.policy.model_dump(mode="json", by_alias=True)
         )
@@ -162,7 +164,7 @@ class Api:
     async def _asked(self, request: Request, model: type[Model], largest: int = LIST_BYTES) -> AsyncIterator[tuple[Model, int]]:
         """The request's body as a model, and its size in bytes, once it is the request's turn.
 
-        A small body is read before the queue, so that a slow caller keeps nobody waiting; a large one in it, so that few lie in memory.
+        Bodies are read before the queue, so that a slow caller keeps nobody waiting; few large ones at once, so that few lie in memory.
         """
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "Unsupported media type", "send application/json")
@@ -172,8 +174,9 @@ class Api:
             async with self.small:
                 yield _parsed(model, body), len(body)
             return
-        async with self.large:
+        async with self.reading:
             body = await _body(request, largest)
+        async with self.large:
             yield await asyncio.to_thread(_parsed, model, body), len(body)
 
     async def score(self, request: Request) -> Response:
@@ -307,7 +310,7 @@ class Api:
 def create(setup: Setup, store: Callable[[], OnlineStore]) -> Starlette:
     """The application; model and store are opened at start-up."""
     api = Api(setup, store)
-    places: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+    places: list[tuple[str, str, Endpoint]] = [
         ("POST", "/v1/score", api.score),
         ("POST", "/v1/decisions", api.decide),
         ("GET", "/v1/decisions", api.feed),
@@ -327,9 +330,21 @@ def create(setup: Setup, store: Callable[[], OnlineStore]) -> Starlette:
         ("GET", "/try", api.try_out),
         ("GET", "/", api.index),
     ]
-    routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint in places]
+    by_path: dict[str, dict[str, Endpoint]] = {}
+    for method, path, endpoint in places:
+        by_path.setdefault(path, {})[method] = endpoint
+    routes = [Route(path, _by_method(found), methods=list(found)) for path, found in by_path.items()]
     handlers: Any = {Refusal: _refused, StoreBusy: _busy, HTTPException: _http_problem, Exception: _unexpected}
     return Starlette(routes=routes, lifespan=api.lifespan, exception_handlers=handlers)
+
+
+def _by_method(endpoints: dict[str, Endpoint]) -> Endpoint:
+    """One endpoint for a path, so that a 405 tells every method of it."""
+
+    async def endpoint(request: Request) -> Response:
+        return await endpoints["GET" if request.method == "HEAD" else request.method](request)
+
+    return next(iter(endpoints.values())) if list(endpoints) == ["POST"] else endpoint
 
 
 def _single(items: Any, size: int) -> None:
@@ -357,6 +372,8 @@ async def _body(request: Request, largest: int) -> bytes:
                 parts.append(part)
     except TimeoutError:
         raise Refusal(408, "Too slow", f"the body did not come within {BODY_SECONDS:.0f} s") from None
+    except ClientDisconnect:
+        raise Refusal(400, "Not JSON", "the caller hung up") from None
     return b"".join(parts)
 
 

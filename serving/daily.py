@@ -94,12 +94,13 @@ class Round:
         raise AssertionError("alone nobody else decides")
 
     def _attempt(self, out: Path, alone: bool) -> Day:
-        store, position = self.decider.store, self.decider.store.position()
+        store = self.decider.store
+        before = store.position(), store.consents_state()
         made = self._make()
         with replacing(out) as temporary:
             self._write(temporary, made)
             with nullcontext() if alone else store.transaction():
-                if store.position() != position:
+                if (store.position(), store.consents_state()) != before:
                     raise _Moved
                 self._keep(made)
         return self._day(made)
@@ -112,10 +113,11 @@ class Round:
     @cached_property
     def places(self) -> Ints:
         """Positions of those to decide about."""
-        if self.occasion is None:
-            return np.arange(len(self.scored))
-        rows = Lookup.rows(self.features, self.engine.manifest)
-        return np.flatnonzero(occasions.today(self.occasion, rows))
+        there = np.ones(len(self.scored), dtype=bool)
+        if self.occasion is not None:
+            there &= occasions.today(self.occasion, Lookup.rows(self.features, self.engine.manifest))
+        gone = self.decider.store.erased(self.scored.customer_id)
+        return np.flatnonzero(there & np.array([name not in gone for name in self.scored.customer_id], dtype=bool))
 
     @cached_property
     def ids(self) -> list[str]:
@@ -261,6 +263,7 @@ def _columns(decided: Decided, policy: Any) -> dict[str, Any]:
         "propensity": decided.propensity_N,
         **{f"expected_gain_{tier}": found.gains_NT[:, place] for place, tier in enumerate(TIERS)},
         **{f"blocked_{tier}": _words(found.blocked_NT[:, place], bound) for place, tier in enumerate(TIERS) if place},
+        "marginal": decide.choice(policy, found, decided.prices_K) != decided.tiers,
         "touchpoint_bits": _bits(s.touchpoints_NP),
         "silence_days": s.silence_days,
         "open_bits": _bits(s.open_NC),

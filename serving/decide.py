@@ -123,7 +123,7 @@ def _blocked(policy: Policy, s: Situation, channel_NT: Ints, open_NT: Bools) -> 
     climbing = silent & (s.last_age_days >= policy.contact.climb_after_days)
     next_N1 = np.minimum(s.last_tier + 1, Tier.CONCIERGE)[:, None]
     lower_N1 = np.maximum(s.last_tier - 1, Tier.NUDGE)[:, None]
-    gave_up = silent & (s.last_tier == Tier.CONCIERGE) & policy.unrecoverable.after_concierge
+    gave_up = climbing & (s.last_tier == Tier.CONCIERGE) & policy.unrecoverable.after_concierge
     ladder_NT = (silent & ~climbing)[:, None] | (climbing[:, None] & (tier_T != next_N1))
     ladder_NT |= (recent & s.answered)[:, None] & (tier_T > lower_N1)
     low_risk = (s.p < policy.contact.min_churn_probability) & (s.occasion == NO_OCCASION)
@@ -149,7 +149,7 @@ def rules(policy: Policy, s: Situation, reason: Ints) -> Ints:
     if len(s) == 1:
         return np.array([_rule(policy, int(key[0]))])
     found, place = np.unique(key, return_inverse=True)
-    return np.array([_rule(policy, int(one)) for one in found]).reshape(-1, len(TIERS))[place]
+    return np.array([_rule(policy, int(one)) for one in found], dtype=np.int64).reshape(-1, len(TIERS))[place]
 
 
 @lru_cache(maxsize=100_000)

@@ -199,7 +199,7 @@ def bodies(
     """What is logged of each decision: enough to make it again to the last bit."""
     policy = engine.policy
     why, given_up = decide.binding(policy, decided.options, decided.tiers, decided.prices_K)
-    runner_up = runners_up(decided, policy)
+    runner_up, marginal = runners_up(decided, policy), decide.choice(policy, decided.options, decided.prices_K) != decided.tiers
     at = datetime.fromtimestamp(now, UTC).isoformat()
     versions = {"model_version": engine.version, "policy_version": policy.version, "policy_digest": policy.digest}
     for row, (scored, place) in enumerate(ones):
@@ -223,6 +223,7 @@ def bodies(
             "prices": dict(zip(policy.resources, decided.prices_K.tolist(), strict=True)),
             "situation": decided.situation.at(slice(row, row + 1)).to_json(),
             "rule": int(decided.rule[row]),
+            "marginal": bool(marginal[row]),
         }
 
 
@@ -241,7 +242,7 @@ def _send_after(policy: Policy, channel: str | None, now: float, timezone: str |
     return after.isoformat() if after else None
 
 
-_INNER = ("situation", "prices", "rule", "at", "snapshot", "fingerprint", "model_version", "policy_version", "policy_digest")
+_INNER = ("situation", "prices", "rule", "marginal", "at", "snapshot", "fingerprint", "model_version", "policy_version", "policy_digest")
 
 
 def _told(body: Mapping[str, Any]) -> dict[str, Any]:

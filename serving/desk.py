@@ -1,6 +1,7 @@
 """What the API does, without HTTP: finds customers by id, history or feature row, scores them, decides, and keeps what it is told."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ MOST_TOGETHER = 64
 DUE_AT_ONCE, LEASE_SECONDS = 100, 30.0
 ENDS_LADDER = ("responded", "converted", "recovered")
 Result = TypeVar("Result")
+log = logging.getLogger("holdfast.desk")
 Asked = schemas.ScoreRequest | schemas.DecisionRequest
 Found = list[tuple[str, str, One | None, bool, bool]]
 """Name in the request, pseudonym, the scored customer, whether features were computed anew, whether anything is known of the customer."""
@@ -113,10 +115,10 @@ class Desk:
     async def _do(self, customers: int, function: Callable[[], Result]) -> Result:
         return function() if customers <= FEW else await asyncio.to_thread(function)
 
-    async def _find(self, engine: Engine, asked: Asked) -> Found:
+    async def _find(self, engine: Engine, asked: Asked, pseudonyms: Sequence[str] | None = None) -> Found:
         """Every customer of a request, scored as far as anything is known."""
         customers = asked.customers
-        names = [engine.pseudonym(customer.customer_id) for customer in customers]
+        names = pseudonyms or [engine.pseudonym(customer.customer_id) for customer in customers]
         gone = self.store.erased(names)
         rows = [c for c in customers if getattr(c, "features", None) is not None]
         told = {name: c for name, c in zip(names, customers, strict=True) if c.orders is not None and name not in gone}
@@ -182,17 +184,23 @@ class Desk:
                     counts["erased"] += 1
                     continue
                 row = histories.plain(event.row, engine.zone)
-                first = event.table == "orders" and engine.found(name) is None and not self.store.fresh([name])
+                first = event.table == "orders" and self._first_order(name, row)
                 new = self.store.add_events(name, [(event.event_id, event.table, row)], now)
                 counts["accepted" if new else "known"] += 1
                 if new:
                     self._mind(engine, name, event.table, row, first, now)
         return counts
 
+    def _first_order(self, name: str, row: Mapping[str, Any]) -> bool:
+        """Whether neither the batch nor an event before knows another order of the customer."""
+        others = (told for source, told in self.store.events(name) if source == "orders" and told["order_id"] != row["order_id"])
+        known = self.champions.current.found(name) is not None or "orders" in self.store.history(name)
+        return not known and next(others, None) is None
+
     def _mind(self, engine: Engine, name: str, table: str, row: dict[str, Any], first: bool, now: float) -> None:
         at = next((row[key] for key in ("ordered_at", "happened_at", "opened_at") if key in row), None)
         moment = datetime.fromisoformat(at).replace(tzinfo=engine.zone).timestamp() if at else now
-        if table == "orders":
+        if table == "orders" and not row.get("cancelled_at"):
             self.store.answer(name, moment)
         for occasion, after in occasions.of_event(table, row, first).items():
             if after is None:
@@ -201,15 +209,21 @@ class Desk:
                 self.store.plan_occasion(name, occasion.value, moment + after.total_seconds())
 
     async def decide_due(self) -> int:
-        """Decide about customers whose occasion is due; returns how many."""
+        """Decide about customers whose occasion is due; returns how many. One that fails is due again later, the others go on."""
         due = await self.write(lambda: self.store.take_due(self.decider.clock(), DUE_AT_ONCE, LEASE_SECONDS))
         for name, occasion in due:
-            asked = schemas.DecisionRequest(customers=[schemas.DecisionCustomer(customer_id=name)], occasion=Occasion(occasion))
-            engine = self.champions.current
-            found = [(name, name, *row[2:]) for row in await self._find(engine, asked)]
-            await self.write(partial(self._decided_due, engine, found, name, occasion))
-            metrics.occasions.labels(occasion).inc()
+            try:
+                await self._decide_one(name, occasion)
+            except Exception as error:
+                log.error("a decision about an occasion failed: %s", type(error).__name__)
         return len(due)
+
+    async def _decide_one(self, name: str, occasion: str) -> None:
+        asked = schemas.DecisionRequest(customers=[schemas.DecisionCustomer(customer_id=name)], occasion=Occasion(occasion))
+        engine = self.champions.current
+        found = await self._find(engine, asked, [name])
+        await self.write(partial(self._decided_due, engine, found, name, occasion))
+        metrics.occasions.labels(occasion).inc()
 
     def _decided_due(self, engine: Engine, found: Found, name: str, occasion: str) -> None:
         self.decisions(engine, found, occasion, False)
@@ -239,7 +253,7 @@ class Desk:
         if asked.timezone is not None:
             try:
                 ZoneInfo(asked.timezone)
-            except (ZoneInfoNotFoundError, ValueError):
+            except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: a folder of zones
                 raise Refusal(422, "Invalid request", "no such time zone", [{"field": "timezone", "rule": "an IANA name"}]) from None
         name, now = self._name(customer_id), self.decider.clock()
         with self.store.transaction():

@@ -69,7 +69,7 @@ def route(method: str, path: str) -> Route:
     if path in ("/v1/events", "/v1/outcomes"):
         return Route(path, "events")
     if path.startswith("/v1/customers/"):
-        if path.endswith("/consents"):
+        if path.count("/") == 4 and path.endswith("/consents"):
             return Route("/v1/customers/{id}/consents", "events")
         return Route("/v1/customers/{id}", "admin" if method == "DELETE" else "score")
     if path.startswith("/v1/decisions/"):
@@ -120,7 +120,7 @@ class Guard:
                 return self._stranger()
             if not key.allows(where.scope):
                 return _refused("scope", 403, "Forbidden", f"the key lacks the scope {where.scope!r}")
-            if wait := self.buckets.setdefault(key.id, Bucket(key.per_second)).wait():
+            if wait := self.buckets.setdefault(key.digest, Bucket(key.per_second)).wait():
                 return _refused("rate", 429, "Too many requests", "the key's rate is used up", {"Retry-After": str(int(wait) + 1)})
             scope["holdfast.key"] = key.id
         limit = LIST_BYTES if scope["path"] in LISTS else SINGLE_BYTES

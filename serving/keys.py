@@ -5,6 +5,7 @@ guessed nor looked up in tables.
 """
 
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ SCOPES = ("score", "events", "admin")
 FILE = "keys.json"
 LOOK_SECONDS = 1.0
 PREFIX = "hf_"
+log = logging.getLogger("holdfast.keys")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,11 @@ class Keys:
             self._looked = now
             stamp = self.file.stat().st_mtime_ns if self.file.exists() else 0
             if stamp != self._stamp:
-                self._stamp, self._keys = stamp, {key.digest: key for key in read(self.file)}
+                self._stamp, self._keys = stamp, {}
+                try:
+                    self._keys = {key.digest: key for key in read(self.file)}
+                except (ValueError, KeyError, TypeError):  # spoilt: nobody comes in until it is mended
+                    log.error("%s is not a file of keys: every key is refused", self.file)
         return self._keys.get(digest(token))
 
 

@@ -20,6 +20,8 @@ Planned = dict[Occasion, timedelta | None]
 
 def of_event(table: str, row: Mapping[str, Any], first: bool) -> Planned:
     """What a new row of a canonical table plans and calls off; ``first``: nothing was known of the customer before."""
+    if table == "orders" and row.get("cancelled_at"):
+        return {Occasion.FIRST_ORDER: None, Occasion.ANNIVERSARY: None} if first else {}
     if table == "orders":
         began: Planned = {Occasion.FIRST_ORDER: FIRST_ORDER, Occasion.ANNIVERSARY: YEAR} if first else {}
         return {Occasion.CART_LEFT: None, Occasion.SILENT: timedelta(days=HORIZON_DAYS), **began}

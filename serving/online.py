@@ -158,6 +158,10 @@ class OnlineStore(ABC):
         """Number of the last decision in the log."""
 
     @abstractmethod
+    def consents_state(self) -> tuple[float, ...]:
+        """Changes with every consent given or withdrawn and every erasure."""
+
+    @abstractmethod
     def known(self) -> set[str]:
         """Customers with a consent, a contact or a time zone of their own."""
 
@@ -183,7 +187,8 @@ def _in_force(told: Mapping[str, tuple[bool, float]]) -> dict[str, bool]:
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS history (customer TEXT, source TEXT, rows BLOB, PRIMARY KEY (customer, source)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS event (id TEXT, customer TEXT, source TEXT, row TEXT, at REAL, PRIMARY KEY (customer, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT, customer TEXT, source TEXT, row TEXT, at REAL,
+    UNIQUE (customer, id));
 CREATE TABLE IF NOT EXISTS consent (customer TEXT, purpose TEXT, channel TEXT, granted INTEGER, since REAL,
     PRIMARY KEY (customer, purpose, channel)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS home (customer TEXT PRIMARY KEY, timezone TEXT) WITHOUT ROWID;
@@ -193,6 +198,9 @@ CREATE TABLE IF NOT EXISTS spend (day TEXT, resource TEXT, used INTEGER, PRIMARY
 CREATE TABLE IF NOT EXISTS decision (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE, at REAL, customer TEXT, body TEXT, row BLOB);
 CREATE INDEX IF NOT EXISTS decision_of ON decision (customer, number);
 CREATE TRIGGER IF NOT EXISTS decisions_stay BEFORE UPDATE ON decision BEGIN SELECT raise(ABORT, 'the decision log is never changed'); END;
+CREATE TRIGGER IF NOT EXISTS decisions_are_new BEFORE INSERT ON decision
+    WHEN EXISTS (SELECT 1 FROM decision WHERE id = NEW.id OR number = NEW.number)
+    BEGIN SELECT raise(ABORT, 'the decision log is never changed'); END;
 CREATE TABLE IF NOT EXISTS outcome (decision TEXT, kind TEXT, at REAL, value REAL, PRIMARY KEY (decision, kind, at)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS due (customer TEXT, occasion TEXT, at REAL, PRIMARY KEY (customer, occasion)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS due_at ON due (at);
@@ -252,10 +260,10 @@ class SqliteStore(OnlineStore):
 
     def add_events(self, customer: str, events: Sequence[tuple[str, str, dict[str, Any]]], now: float) -> int:  # noqa: D102
         rows = [(id, customer, source, json.dumps(row), now) for id, source, row in events]
-        return self._db.executemany("INSERT OR IGNORE INTO event VALUES (?, ?, ?, ?, ?)", rows).rowcount
+        return self._db.executemany("INSERT OR IGNORE INTO event (id, customer, source, row, at) VALUES (?, ?, ?, ?, ?)", rows).rowcount
 
     def events(self, customer: str) -> list[tuple[str, dict[str, Any]]]:  # noqa: D102
-        found = self._db.execute("SELECT source, row FROM event WHERE customer = ? ORDER BY at, id", (customer,))
+        found = self._db.execute("SELECT source, row FROM event WHERE customer = ? ORDER BY number", (customer,))
         return [(source, json.loads(row)) for source, row in found]
 
     def set_consents(self, rows: Iterable[tuple[str, str, str, bool, float]]) -> None:  # noqa: D102
@@ -344,6 +352,10 @@ class SqliteStore(OnlineStore):
 
     def position(self) -> int:  # noqa: D102
         return int(self._db.execute("SELECT coalesce(max(number), 0) FROM decision").fetchone()[0])
+
+    def consents_state(self) -> tuple[float, ...]:  # noqa: D102
+        consents = self._db.execute("SELECT count(*), coalesce(max(since), 0), coalesce(sum(granted), 0) FROM consent").fetchone()
+        return (*consents, *self._db.execute("SELECT count(*) FROM erased").fetchone())
 
     def known(self) -> set[str]:  # noqa: D102
         tables = ("consent", "contact", "home")

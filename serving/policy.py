@@ -99,7 +99,10 @@ class Consent(_Part):
 
 
 def _clock(value: Any) -> Any:
-    return time.fromisoformat(value) if isinstance(value, str) else value
+    clock = time.fromisoformat(value) if isinstance(value, str) else value
+    if isinstance(clock, time) and clock.tzinfo is not None:
+        raise ValueError("quiet hours are in the customer's time zone: leave the offset out")
+    return clock
 
 
 Clock = Annotated[time, BeforeValidator(_clock)]
@@ -174,6 +177,14 @@ class Rule(_Part):
         """Whether it is not for everybody."""
         return bool(self.segment or self.touchpoint or self.reason or self.occasion)
 
+    def hides(self, later: "Rule") -> bool:
+        """Whether it fits everybody whom a later rule fits, and names every tier that this names."""
+        for name in ("segment", "touchpoint", "reason", "occasion"):
+            mine, other = set(getattr(self, name)), set(getattr(later, name))
+            if mine and not (other and other <= mine):
+                return False
+        return all(getattr(self, tier) for tier in CONTACTS if getattr(later, tier))
+
 
 class Policy(_Part):
     """A policy file, parsed."""
@@ -202,6 +213,9 @@ class Policy(_Part):
                 raise ValueError(f"rule {place} fits everybody, so that no later one is ever reached: move it to the end")
             if not (rule.nudge or rule.offer or rule.concierge):
                 raise ValueError(f"rule {place} names no tier: give it a nudge, an offer or a concierge")
+        for place, rule in enumerate(self.rules[1:], 2):
+            if hiding := next((k for k, before in enumerate(self.rules[: place - 1], 1) if before.hides(rule)), None):
+                raise ValueError(f"rule {place} is never reached: rule {hiding} fits all that it fits; put it before that one")
         last = self.rules[-1]
         if last.asks or not (last.nudge and last.offer and last.concierge):
             raise ValueError("the last rule must fit everybody and name all three tiers: somebody would be left without an action")
@@ -209,6 +223,9 @@ class Policy(_Part):
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and self.digest == other.digest
 
     @cached_property
     def digest(self) -> str:

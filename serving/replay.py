@@ -10,7 +10,7 @@ import numpy as np
 from features.errors import InputError
 from serving import daily, decide
 from serving.allocate import choose
-from serving.decide import Binding, Situation
+from serving.decide import Binding, Options, Situation
 from serving.online import OnlineStore
 from serving.policy import TIERS, Policy
 from training.models.base import Rows
@@ -79,22 +79,45 @@ def _policy(store: OnlineStore, digest: str) -> Policy:
 def _again(
     policy: Policy, situation: Situation, prices: dict[str, float], body: dict[str, Any], ran_out: list[int], probability: float | None
 ) -> Replay:
+    """``marginal`` decisions of a batch are those where prices leave a tie of whole contacts, which the allocation has settled."""
     options = decide.options(policy, situation)
+    for tier in ran_out:
+        options.blocked_NT[:, tier] = Binding[str(body["blocked"][TIERS[tier]]).upper()]
     prices_K = np.array([prices[name] for name in policy.resources])
-    allowed_NT = options.allowed_NT
-    allowed_NT[:, ran_out] = -np.inf
-    priced = (allowed_NT - prices_K @ policy.use_KT)[0]
-    tier = TIERS[int(choose(allowed_NT, policy.use_KT, prices_K)[0])]
-    gains = {name: round(gain, 4) for name, gain in zip(TIERS, options.gains_NT[0].tolist(), strict=True)}
+    priced = (options.allowed_NT - prices_K @ policy.use_KT)[0]
+    found, taken = int(choose(options.allowed_NT, policy.use_KT, prices_K)[0]), TIERS.index(body["tier"])
     return Replay(
         body,
         situation,
         {name: float(value) for name, value in zip(TIERS, priced, strict=True) if np.isfinite(value)},
         body["blocked"],
-        gains == body["expected_gain"],
-        tier == body["tier"],
+        _same_figures(policy, options, prices_K, taken, situation, body),
+        (found == taken or (body["marginal"] and np.isfinite(priced[taken]))) and _said(policy, taken, body),
         probability,
     )
+
+
+def _same_figures(policy: Policy, options: Options, prices_K: Any, taken: int, situation: Situation, body: dict[str, Any]) -> bool:
+    """Whether gains, what is blocked and what bound come out as they were logged."""
+    why, given_up = decide.binding(policy, options, np.array([taken]), prices_K)
+    gains = {name: round(gain, 4) for name, gain in zip(TIERS, options.gains_NT[0].tolist(), strict=True)}
+    blocked = {TIERS[tier]: Binding(int(code)).told for tier, code in enumerate(options.blocked_NT[0]) if code}
+    return (
+        gains == body["expected_gain"]
+        and blocked == body["blocked"]
+        and Binding(int(why[0])).told == (body["binding"] or None)
+        and round(float(given_up[0]), 4) == round(body["gain_given_up"], 4)
+        and situation.p[0] == body["churn_probability"]
+    )
+
+
+def _said(policy: Policy, tier: int, body: dict[str, Any]) -> bool:
+    """Whether the logged strategy and channel are an action of the policy for the tier."""
+    if tier == 0:
+        return not body["strategy"] and not body["channel"]
+    actions = [getattr(rule, TIERS[tier]) for rule in policy.rules]
+    rules = [actions[body["rule"]]] if "rule" in body else [one for one in actions if one]
+    return any(one is not None and one.strategy == body["strategy"] and body["channel"] in one.channels for one in rules)
 
 
 def _probability(scorer: Scorer, row: bytes, body: dict[str, Any]) -> float | None:

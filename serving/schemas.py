@@ -66,7 +66,7 @@ def _part(name: str, source: str, without: tuple[str, ...], **more: Any) -> Any:
 
 _OWNER = ("customer_id",)
 Line = _part("Line", "order_lines", ("order_id",))
-Order = _part("Order", "orders", _OWNER, lines=(list[Line], Field([], max_length=5000)))  # type: ignore[valid-type]
+Order = _part("Order", "orders", _OWNER, lines=(list[Line], Field([], max_length=5000, fail_fast=True)))  # type: ignore[valid-type]
 Return = _part("Return", "returns", _OWNER)
 Attributes = _part("Attributes", "customers", _OWNER)
 Event = _part("Event", "events", _OWNER)
@@ -83,10 +83,10 @@ Consent = _part("Consent", "consents", _OWNER)
 class Sequences(Strict):
     """The sequence columns of a feature row (`features/sequences.py`), for models that read them."""
 
-    week_cells: list[int] = Field(max_length=5000)
-    week_values: list[float] = Field(max_length=5000)
-    event_types: list[int] = Field(max_length=1000)
-    event_gap_days: list[float] = Field(max_length=1000)
+    week_cells: list[int] = Field(max_length=5000, fail_fast=True)
+    week_values: list[float] = Field(max_length=5000, fail_fast=True)
+    event_types: list[int] = Field(max_length=1000, fail_fast=True)
+    event_gap_days: list[float] = Field(max_length=1000, fail_fast=True)
 
 
 class Stages(Strict):
@@ -105,17 +105,17 @@ class _History(Strict):
     """
 
     customer_id: Id
-    orders: Annotated[list[Order] | None, AfterValidator(_unique_orders)] = Field(None, min_length=1, max_length=10_000)  # type: ignore[valid-type]
-    returns: list[Return] = Field(default_factory=list, max_length=10_000)  # type: ignore[valid-type]
-    events: list[Event] = Field(default_factory=list, max_length=100_000)  # type: ignore[valid-type]
-    contacts: list[Contact] = Field(default_factory=list, max_length=10_000)  # type: ignore[valid-type]
-    coupons: list[Coupon] = Field(default_factory=list, max_length=10_000)  # type: ignore[valid-type]
-    tickets: list[Ticket] = Field(default_factory=list, max_length=10_000)  # type: ignore[valid-type]
-    reviews: list[Review] = Field(default_factory=list, max_length=10_000)  # type: ignore[valid-type]
-    deliveries: list[Delivery] = Field(default_factory=list, max_length=10_000)  # type: ignore[valid-type]
-    memberships: list[Membership] = Field(default_factory=list, max_length=1000)  # type: ignore[valid-type]
-    points: list[Points] = Field(default_factory=list, max_length=10_000)  # type: ignore[valid-type]
-    consents: list[Consent] = Field(default_factory=list, max_length=1000)  # type: ignore[valid-type]
+    orders: Annotated[list[Order] | None, AfterValidator(_unique_orders)] = Field(None, min_length=1, max_length=10_000, fail_fast=True)  # type: ignore[valid-type]
+    returns: list[Return] = Field(default_factory=list, max_length=10_000, fail_fast=True)  # type: ignore[valid-type]
+    events: list[Event] = Field(default_factory=list, max_length=100_000, fail_fast=True)  # type: ignore[valid-type]
+    contacts: list[Contact] = Field(default_factory=list, max_length=10_000, fail_fast=True)  # type: ignore[valid-type]
+    coupons: list[Coupon] = Field(default_factory=list, max_length=10_000, fail_fast=True)  # type: ignore[valid-type]
+    tickets: list[Ticket] = Field(default_factory=list, max_length=10_000, fail_fast=True)  # type: ignore[valid-type]
+    reviews: list[Review] = Field(default_factory=list, max_length=10_000, fail_fast=True)  # type: ignore[valid-type]
+    deliveries: list[Delivery] = Field(default_factory=list, max_length=10_000, fail_fast=True)  # type: ignore[valid-type]
+    memberships: list[Membership] = Field(default_factory=list, max_length=1000, fail_fast=True)  # type: ignore[valid-type]
+    points: list[Points] = Field(default_factory=list, max_length=10_000, fail_fast=True)  # type: ignore[valid-type]
+    consents: list[Consent] = Field(default_factory=list, max_length=1000, fail_fast=True)  # type: ignore[valid-type]
 
 
 class DecisionCustomer(_History):
@@ -164,7 +164,9 @@ class ScoreRequest(Strict):
             ]
         }
     )
-    customers: Annotated[list[CustomerRequest], AfterValidator(_unique_customers)] = Field(min_length=1, max_length=MAX_CUSTOMERS)
+    customers: Annotated[list[CustomerRequest], AfterValidator(_unique_customers)] = Field(
+        min_length=1, max_length=MAX_CUSTOMERS, fail_fast=True
+    )
     snapshot: Moment | None = Field(None, description="moment of the prediction for raw histories and feature rows; default: now")
     reasons: bool = Field(True, description="say why; costs some milliseconds a customer")
     model_version: Version | None = Field(None, description=VERSION_TEXT)
@@ -178,7 +180,9 @@ class DecisionRequest(Strict):
             "examples": [{"customers": [{"customer_id": "12347"}]}, {"customers": [{"customer_id": "12347"}], "reasons": True}]
         }
     )
-    customers: Annotated[list[DecisionCustomer], AfterValidator(_unique_customers)] = Field(min_length=1, max_length=MAX_CUSTOMERS)
+    customers: Annotated[list[DecisionCustomer], AfterValidator(_unique_customers)] = Field(
+        min_length=1, max_length=MAX_CUSTOMERS, fail_fast=True
+    )
     snapshot: Moment | None = Field(None, description="moment of the features of raw histories; default: now. Contacts are decided now")
     occasion: Annotated[Occasion, Strict_(False)] | None = Field(None, description="what asks for the decision, if not the daily round")
     reasons: bool = Field(False, description="say why; costs some milliseconds a customer")
@@ -238,7 +242,7 @@ class EventsRequest(Strict):
             ]
         }
     )
-    events: list[NewEvent] = Field(min_length=1, max_length=MAX_CUSTOMERS)  # type: ignore[valid-type]
+    events: list[NewEvent] = Field(min_length=1, max_length=MAX_CUSTOMERS, fail_fast=True)  # type: ignore[valid-type]
 
 
 OUTCOMES = ("delivered", "opened", "responded", "converted", "recovered", "refused", "unsubscribed", "failed")
@@ -256,7 +260,7 @@ class Outcome(Strict):
 class OutcomesRequest(Strict):
     """Outcomes of decisions; `responded`, `converted` and `recovered` end the ladder, `unsubscribed` withdraws the channel's consent."""
 
-    outcomes: list[Outcome] = Field(min_length=1, max_length=MAX_CUSTOMERS)
+    outcomes: list[Outcome] = Field(min_length=1, max_length=MAX_CUSTOMERS, fail_fast=True)
 
 
 class ConsentChange(Strict):
@@ -271,7 +275,7 @@ class ConsentRequest(Strict):
     """Consents of one customer, and where the customer lives."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"consents": [{"channel": "sms", "granted": False}]}]})
-    consents: list[ConsentChange] = Field(default_factory=list, max_length=100)
+    consents: list[ConsentChange] = Field(default_factory=list, max_length=100, fail_fast=True)
     timezone: str | None = Field(None, max_length=64, description="IANA name, for quiet hours", examples=["Europe/Berlin"])
 
 

@@ -7,6 +7,9 @@ go past its middleware, which would see them before keys and sizes are checked.
 
 import ipaddress
 import logging
+import os
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ def _keys(settings: Settings) -> Keys | None:
     if settings.auth == "on":
         return Keys(settings.keys or settings.home / FILE)
     host = _host()
-    if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+    if not ipaddress.ip_address(host).is_loopback:
         raise InputError(
             f"HOLDFAST_AUTH=off on {host}", "a service that others can reach must ask for keys", "bind 127.0.0.1, or leave it on"
         )
@@ -45,13 +48,11 @@ def _keys(settings: Settings) -> Keys | None:
 
 
 def _host() -> str:
-    """The address that BentoML binds, as its workers are told."""
-    import json
-    import os
-
-    told = json.loads(os.environ.get("BENTOML_RUNNER_MAP", "{}")).get(NAME, "http://127.0.0.1:0")
-    host = str(told).split("//")[1].rsplit(":", 1)[0]
-    return host.strip("[]")
+    """The address that this worker's socket is bound to; what BentoML tells its workers says localhost for 0.0.0.0."""
+    if "--fd" not in sys.argv:  # no worker: nobody is served
+        return "127.0.0.1"
+    with socket.socket(fileno=os.dup(int(sys.argv[sys.argv.index("--fd") + 1]))) as bound:
+        return str(bound.getsockname()[0])
 
 
 def _setup(settings: Settings) -> app.Setup:

@@ -93,7 +93,7 @@ def test_a_published_champion_serves_without_a_restart_and_the_ones_before_it_st
     client: httpx.Client, folder: Path, packages: dict[str, Path], offline: dict[str, dict[str, float]], sample_features: Shop
 ) -> None:
     for version in ("2", "3"):
-        publish(folder, packages[version], sample_features.places.features)
+        publish(folder, packages[version], folder.parent, sample_features.places.features)
         assert eventually(lambda version=version: served(client) == version)
     customer = next(iter(offline["1"]))
     for version in VERSIONS:
@@ -199,7 +199,7 @@ def test_a_broken_champion_is_refused_counted_and_the_old_one_answers(
     assert _flip(client, folder, packages["1"])
     before, pointer = metric(client, "holdfast_model_reload_failures"), (folder / POINTER).read_bytes()
     with pytest.raises(InputError) as told:
-        publish(folder, broken, sample_features.places.features)
+        publish(folder, broken, folder.parent, sample_features.places.features)
     refuse(folder, "9", str(told.value).splitlines()[0])
     assert (folder / POINTER).read_bytes() == pointer
     assert client.get("/readyz").status_code == 200

@@ -153,7 +153,6 @@ def test_a_decision_made_meanwhile_makes_the_round_start_over(shop: Light, store
     assert ledger(store.file)["budget"] <= 1_000_000_000
 
 
-@pytest.mark.xfail(strict=True, reason="only decisions make the round start over")
 def test_a_consent_withdrawn_meanwhile_is_kept(shop: Light, store: SqliteStore, tmp_path: Path) -> None:
     round_of(shop, SqliteStore(tmp_path / "other.db")).run(tmp_path / "alone.parquet")
     name, service = next(iter(contacted(tmp_path / "alone.parquet"))), SqliteStore(store.file)
@@ -228,7 +227,6 @@ def test_every_strategy_keeps_the_day_and_touches_nobody_who_is_blocked(shop: Li
     assert day.cost == pytest.approx(ledger(store.file).get("budget", 0) / 1e6)
 
 
-@pytest.mark.xfail(strict=True, reason="the round asks nobody who was erased")
 def test_who_was_erased_is_not_decided_about(shop: Light, store: SqliteStore, tmp_path: Path) -> None:
     name = at_risk(shop.engine, 1)[0]
     store.erase(name)

@@ -202,7 +202,6 @@ class TestSqliteStore(OnlineStoreTests):
     def store(self, file: Path) -> OnlineStore:
         return SqliteStore(file)
 
-    @pytest.mark.xfail(strict=True, reason="events of one moment are sorted by their ids")
     def test_events_of_one_request_keep_their_order(self, store: OnlineStore) -> None:
         super().test_events_of_one_request_keep_their_order(store)
 
@@ -267,7 +266,6 @@ def test_the_decision_log_is_never_changed(file: Path) -> None:
     assert SqliteStore(file).decision("id") == ("a", {"tier": "none"}, None)
 
 
-@pytest.mark.xfail(strict=True, reason="there is a trigger for UPDATE only")
 def test_a_decision_is_not_replaced(file: Path) -> None:
     SqliteStore(file).record([("id", 1.0, "a", '{"tier": "none"}', None)])
     with closing(sqlite3.connect(file)) as db, pytest.raises(sqlite3.IntegrityError):

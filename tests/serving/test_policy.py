@@ -132,12 +132,10 @@ def test_resources_name_what_a_day_has_and_what_each_tier_uses() -> None:
     assert (free.resources, free.use_KT.shape, free.limits_K.shape) == ((), (0, 4), (0,))
 
 
-@pytest.mark.xfail(strict=True, reason="a zone is taken, and the first decision that meets quiet hours then fails")
 def test_quiet_hours_have_no_zone_of_their_own() -> None:
     assert "quiet_hours.start" in refused('start = "21:00"', 'start = "21:00+02:00"')
 
 
-@pytest.mark.xfail(strict=True, reason="only a rule for everybody is told to hide later ones")
 def test_a_rule_hidden_by_an_earlier_one_is_refused() -> None:
     with pytest.raises(ValueError, match="never reached"):
         shipped_with(rules=[{"segment": "new", **ALL}, {"segment": "new", "reason": "price", **ALL}, ALL])
