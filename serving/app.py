@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import signal
@@ -41,6 +42,7 @@ DRAIN_SECONDS = 1.5
 BODY_SECONDS, LARGE_READ = 10.0, 8
 FEED_MOST = 1000
 Model = TypeVar("Model", bound=BaseModel)
+_LIBC = ctypes.CDLL(None)
 Endpoint = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger("holdfast.app")
 
@@ -125,9 +127,8 @@ class Api:
         """Have the latest table's reasons computed beside the service, unless they are there."""
         engine = self.champions.current
         if engine.lookup is not None and not engine.lookup.scored.why and not self.setup.follow:
-            self.children["warm"] = subprocess.Popen(
-                trial(self.setup.package, self.setup.home, self.setup.features), stderr=subprocess.DEVNULL
-            )
+            line = trial(self.setup.package, self.setup.home, self.setup.features)
+            self.children["warm"] = subprocess.Popen(line, stderr=subprocess.DEVNULL, preexec_fn=_tied)
 
     def _adopt(self) -> None:
         """Take over what the warm-up has found, and wait for children that have ended."""
@@ -142,7 +143,8 @@ class Api:
         if child is None or child.poll() is not None:
             assert self.setup.follow is not None
             line = [sys.executable, "-m", "serving.follow", *self.setup.follow, str(self.setup.following)]
-            self.children["follower"] = subprocess.Popen([*line, *([str(self.setup.features)] if self.setup.features else [])])
+            line += [str(self.setup.features)] if self.setup.features else []
+            self.children["follower"] = subprocess.Popen(line, preexec_fn=_tied)
 
     def _gauges(self) -> None:
         engine, decider = self.champions.current, self.desk.decider
@@ -336,6 +338,11 @@ def create(setup: Setup, store: Callable[[], OnlineStore]) -> Starlette:
     routes = [Route(path, _by_method(found), methods=list(found)) for path, found in by_path.items()]
     handlers: Any = {Refusal: _refused, StoreBusy: _busy, HTTPException: _http_problem, Exception: _unexpected}
     return Starlette(routes=routes, lifespan=api.lifespan, exception_handlers=handlers)
+
+
+def _tied() -> None:
+    """In a child: end with the process that started it, however that ends (PR_SET_PDEATHSIG)."""
+    _LIBC.prctl(1, signal.SIGKILL)
 
 
 def _by_method(endpoints: dict[str, Endpoint]) -> Endpoint:

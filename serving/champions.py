@@ -114,7 +114,7 @@ def trial(package: Path, home: Path, features: Path | None) -> list[str]:
 def tried(package: Path, home: Path, features: Path | None) -> None:
     """Run `check.py` on a package. Raises InputError with what it found."""
     try:
-        done = subprocess.run(trial(package, home, features), capture_output=True, text=True, timeout=CHECK_SECONDS)
+        done = subprocess.run(trial(package, home, features), capture_output=True, text=True, errors="replace", timeout=CHECK_SECONDS)
     except subprocess.TimeoutExpired:
         raise InputError(str(package), f"was not loaded within {CHECK_SECONDS} s", "look at the machine's load and try again") from None
     if done.returncode:

@@ -25,6 +25,8 @@ def check(package: Path, features: Path | None) -> Engine:
     """Load a package and try it. Raises InputError when it must not serve."""
     engine = Engine.load(package / "model", policy.read(package / "policy.toml"), features)
     where = f"{engine.identity['model_name']} version {engine.version}"
+    if features is not None and features.exists() and engine.lookup is None:
+        raise InputError(where, f"was not trained on the features of {features.name}", "train on this data set, or build its features anew")
     scored = engine.lookup.scored if engine.lookup else _probe(engine)
     p = np.array(scored.p)
     if not np.isfinite(p).all() or (p < 0).any() or (p > 1).any():

@@ -5,11 +5,9 @@ is at work for a folder; others wait for its lock. A new champion is fetched, it
 then named in the pointer that the service looks at.
 """
 
-import ctypes
 import fcntl
 import os
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -77,7 +75,6 @@ def main() -> None:
     """Wait for the folder's lock, then follow; ends with the process that started it."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     name, alias, folder, *features = sys.argv[1:]
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
