@@ -179,7 +179,10 @@ class Api:
         async with self.reading:
             body = await _body(request, largest)
         async with self.large:
-            yield await asyncio.to_thread(_parsed, model, body), len(body)
+            try:
+                yield await asyncio.to_thread(_parsed, model, body), len(body)
+            finally:
+                await asyncio.to_thread(_LIBC.malloc_trim, 0)  # what large bodies took goes back to the system
 
     async def score(self, request: Request) -> Response:
         """``POST /v1/score``."""
