@@ -6,13 +6,34 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import bench_clv, bench_features, bench_models, bench_scale, bench_service
+from tests.benchmarks import (
+    bench_allocate,
+    bench_clv,
+    bench_decide,
+    bench_features,
+    bench_inference,
+    bench_models,
+    bench_online,
+    bench_scale,
+    bench_service,
+)
 from tests.benchmarks.result import Result
 
 
 def main() -> None:
     """Run every benchmark, print the table, write build/bench.json."""
-    results: list[Result] = [*bench_clv.run(), *bench_models.run(), *bench_features.run(), *bench_scale.run(), *bench_service.run()]
+    modules = (
+        bench_clv,
+        bench_models,
+        bench_inference,
+        bench_features,
+        bench_online,
+        bench_scale,
+        bench_service,
+        bench_allocate,
+        bench_decide,
+    )
+    results: list[Result] = [one for module in modules for one in module.run()]
     table = Table("benchmark", "value", "rival", "ratio")
     for one in results:
         table.add_row(one.name, f"{one.value:,.1f} {one.unit}", f"{one.rival_value:,.1f} ({one.rival})", f"{one.ratio:.2f}")
