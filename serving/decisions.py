@@ -124,7 +124,7 @@ def units(policy: Policy) -> Ints:
 
 def limits(policy: Policy) -> Ints:
     """What there is of each resource in a day, in whole millionths, shape (resources,)."""
-    return np.floor(policy.limits_K * UNITS).astype(np.int64)
+    return np.rint(policy.limits_K * UNITS).astype(np.int64)
 
 
 def afford(policy: Policy, found: Options, prices_K: Floats, left_K: Ints) -> tuple[Ints, Options]:

@@ -191,7 +191,7 @@ def simulate_policy(
         model_version=engine.version,
         policy_version=policy.version,
         judged_by=judged_by,
-        assumed=_assumed(past, engine.manifest.horizon_days, sources is not None),
+        assumed=_assumed(past, engine.manifest.horizon_days, sources),
         means=_means(past),
         outcomes=tuple(outcomes),
         comparisons=tuple(comparisons),
@@ -315,7 +315,7 @@ def _tiers(past: _Past, budget: float, seed: int) -> dict[str, Ints]:
 def _budgets(past: _Past, given: Sequence[float] | None, seed: int) -> list[float]:
     if given is None:
         most = max(float(past.policy.cost_T[tiers].sum()) for tiers in _tiers(past, math.inf, seed).values())
-        return sorted({math.ceil(most * share * 100) / 100 for share in SHARES})
+        return sorted({float(math.ceil(most * share)) for share in SHARES})  # whole units, which no rounding makes less
     for budget in given:
         if not (math.isfinite(budget) and budget >= 0):
             raise InputError(f"budget {budget}", "must be a number of 0 or more", "leave budgets out for a grid up to where nothing binds")
@@ -326,12 +326,12 @@ def _budgets(past: _Past, given: Sequence[float] | None, seed: int) -> list[floa
 class _Draws:
     """Sums over customers of what each strategy's contacts come to: first as it is, then in each resample.
 
-    ``total_SBM``: (strategies, 1 + draws, measures); measures are cost, contacts, contacts of those who left, and the gross of each judge.
+    ``total_SMB``: (strategies, measures, 1 + draws); the measures are cost, contacts, contacts of those who left, and the gross by judge.
     """
 
     tiers: Mapping[str, Ints]
-    judges: tuple[str, ...]
-    total_SBM: Floats
+    measures: tuple[str, ...]
+    total_SMB: Floats
 
     @classmethod
     def of(cls, past: _Past, tiers: Mapping[str, Ints], seed: int) -> "_Draws":
@@ -343,25 +343,15 @@ class _Draws:
             columns += [past.policy.cost_T[chosen], contacted, contacted * past.left_N]
             columns += [brought_NT[rows, chosen] for brought_NT in gross.values()]
         total_BQ = _resampled(np.column_stack(columns), seed)
-        return cls(tiers, tuple(gross), total_BQ.reshape(len(total_BQ), len(tiers), -1).transpose(1, 0, 2))
+        return cls(tiers, ("cost", "contacts", "left", *gross), total_BQ.T.reshape(len(tiers), -1, len(total_BQ)))
 
-    def _of(self, name: str) -> Floats:
-        return np.asarray(self.total_SBM[list(self.tiers).index(name)])
+    def sums(self, name: str, measure: str) -> Floats:
+        """Of one strategy, (1 + draws,)."""
+        return np.asarray(self.total_SMB[list(self.tiers).index(name), self.measures.index(measure)])
 
     def gain(self, name: str, judge: str) -> Floats:
         """Gross less cost, (1 + draws,)."""
-        total_BM = self._of(name)
-        return np.asarray(total_BM[:, 3 + self.judges.index(judge)] - total_BM[:, 0])
-
-    def returns(self, name: str, judge: str) -> Estimate | None:
-        """Gross over cost."""
-        total_BM = self._of(name)
-        return _ratio(total_BM[:, 3 + self.judges.index(judge)], total_BM[:, 0])
-
-    def left_share(self, name: str) -> Estimate | None:
-        """Those who left over those contacted."""
-        total_BM = self._of(name)
-        return _ratio(total_BM[:, 2], total_BM[:, 1])
+        return self.sums(name, judge) - self.sums(name, "cost")
 
     def more(self, other: str, judge: str) -> Estimate:
         """What budgeted gains beyond another strategy, in the same resamples."""
@@ -388,15 +378,15 @@ def _ratio(above_B: Floats, below_B: Floats) -> Estimate | None:
 
 
 def _outcome(past: _Past, draws: _Draws, name: str, budget: float) -> Outcome:
-    tiers = draws.tiers[name]
+    tiers, judges, cost_B = draws.tiers[name], draws.measures[3:], draws.sums(name, "cost")
     return Outcome(
         name,
         budget,
-        float(past.policy.cost_T[tiers].sum()),
+        float(cost_B[0]),
         {tier: int(np.sum(tiers == place)) for place, tier in enumerate(TIERS)},
-        {judge: _estimate(draws.gain(name, judge)) for judge in draws.judges},
-        {judge: draws.returns(name, judge) for judge in draws.judges},
-        draws.left_share(name),
+        {judge: _estimate(draws.gain(name, judge)) for judge in judges},
+        {judge: _ratio(draws.sums(name, judge), cost_B) for judge in judges},
+        _ratio(draws.sums(name, "left"), draws.sums(name, "contacts")),
     )
 
 
@@ -410,10 +400,12 @@ def _means(past: _Past) -> dict[str, dict[str, float]]:
     return found
 
 
-def _assumed(past: _Past, horizon_days: int, told: bool) -> tuple[str, ...]:
-    """What the figures rest on, in sentences; ``told``: whether consents and former contacts were."""
+def _assumed(past: _Past, horizon_days: int, sources: Path | None) -> tuple[str, ...]:
+    """What the figures rest on, in sentences."""
     worth, whose = past.policy.value, past.policy.effects_source
     without = "what would have happened to whom is not known here"
+    there = () if sources is None else store.Store.read(sources).parts
+    lacking = " and ".join(name for name in ("consents", "contacts") if name not in there)
     found = (
         f"Value is the policy's: order value x orders a year x {worth.lifetime_years:g} years x margin {worth.margin:g}.",
         f"Effects are {whose} by the policy; " + (without if past.truth is None else "true and orders take the simulator's own") + ".",
@@ -421,32 +413,39 @@ def _assumed(past: _Past, horizon_days: int, told: bool) -> tuple[str, ...]:
         "One day's decisions: everybody at once, without an occasion; capacities as the policy has them.",
         "Intervals resample customers; decisions, model and effects stay as they are.",
     )
-    return found if told else (*found, "Consents and former contacts are not known: nobody is kept from a contact by them.")
+    return (*found, f"Not known here, so that only the policy's word for it counts: {lacking}.") if lacking else found
 
 
 # What a person sees
 
 
 def shown(found: Simulation) -> Any:
-    """The outcomes as a table for the terminal (rich)."""
+    """The outcomes at every budget above 0 as a table for the terminal (rich)."""
     from rich.table import Table
 
     judges = list(found.outcomes[0].gains)
     title = f"{found.dataset}: {found.customers:,} customers of {found.snapshot:%Y-%m-%d}, gains net of cost in {found.currency}"
-    head = ("budget", "strategy", "cost", "nudge", "offer", "concierge", "left", *judges, f"95 % of {found.judged_by}", "return")
-    shown = Table(*(head[:2]), title=title, title_justify="left")
-    for name in head[2:]:
-        shown.add_column(name, justify="right")
+    shown = Table("budget", "strategy", title=title, title_justify="left", padding=(0, 0))
+    for name in ("cost", "nudge/offer/conc.", "left", *judges, f"95 % of {found.judged_by}", "return"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for one in found.outcomes:
-        told = one.gains[found.judged_by], one.returns[found.judged_by]
-        contacts = [f"{one.contacts[tier]:,}" for tier in TIERS[1:]]
-        left = "" if one.left_share is None else f"{one.left_share.value:.1%}"
-        gains = [f"{one.gains[judge].value:,.0f}" for judge in judges]
-        back = "" if told[1] is None else f"{told[1].value:.2f}"
-        last = one.strategy == found.outcomes[-1].strategy
-        interval = f"{told[0].low:,.0f} to {told[0].high:,.0f}"
-        shown.add_row(f"{one.budget:,.0f}", one.strategy, f"{one.cost:,.0f}", *contacts, left, *gains, interval, back, end_section=last)
+        if one.budget:
+            shown.add_row(*_row(one, found.judged_by), end_section=one.strategy == found.outcomes[-1].strategy)
     return shown
+
+
+def _row(one: Outcome, judged_by: str) -> list[str]:
+    gain, back, left = one.gains[judged_by], one.returns[judged_by], one.left_share
+    return [
+        f"{one.budget:,.0f}",
+        one.strategy,
+        f"{one.cost:,.0f}",
+        "/".join(f"{one.contacts[tier]:,}" for tier in TIERS[1:]),
+        "" if left is None else f"{left.value:.1%}",
+        *(f"{judged.value:,.0f}" for judged in one.gains.values()),
+        f"{gain.low:,.0f} to {gain.high:,.0f}",
+        "" if back is None else f"{back.value:.2f}",
+    ]
 
 
 def told(found: Simulation) -> list[str]:
@@ -481,6 +480,8 @@ def draw(found: Simulation, file: Path) -> Path:
     axes.set_title(title, loc="left", fontsize=10)
     axes.set(xlabel=f"budget of the day ({found.currency})", ylabel=f"net gain, {found.judged_by} ({found.currency})")
     axes.spines[["top", "right"]].set_visible(False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:,.0f}")
     figure.tight_layout()
     with replacing(file) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})

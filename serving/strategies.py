@@ -111,7 +111,7 @@ STRATEGIES: dict[str, type[Strategy]] = {one.name: one for one in (NoContact, To
 
 def _in_order(order: Any, wish_NT: Floats, use_KT: Floats, limits_K: Floats) -> Ints:
     """Each customer's tier of the highest wish that what is left can pay, one after another; a wish below zero is none."""
-    units_KT, left_K = np.rint(use_KT * 1e6).astype(np.int64), np.floor(np.where(np.isinf(limits_K), 9e12, limits_K) * 1e6).astype(np.int64)
+    units_KT, left_K = np.rint(use_KT * 1e6).astype(np.int64), np.rint(np.where(np.isinf(limits_K), 9e12, limits_K) * 1e6).astype(np.int64)
     tiers, ranked_NT = np.zeros(len(wish_NT), dtype=np.int64), np.argsort(-wish_NT, axis=1, kind="stable")
     for row in order:
         for tier in ranked_NT[row].tolist():

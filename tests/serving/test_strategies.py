@@ -53,13 +53,6 @@ class TestEveryStrategy:
         gains_NT, p_N = day(1)
         assert not made(kind).choose(gains_NT, p_N, USE_KT, np.array([0.0, 8.0])).tiers.any()
 
-    def test_the_last_contact_may_use_the_limit_to_the_cent(self, kind: type[Strategy]) -> None:
-        if kind is NoContact:
-            pytest.skip("contacts nobody")
-        gains_NT = np.tile([0.0, -np.inf, 5.0, -np.inf], (1, 1))
-        strategy = Randomised(0) if kind is Randomised else kind()
-        assert strategy.choose(gains_NT, np.ones(1), USE_KT, np.array([4.0, 0.0])).tiers.tolist() == [2]
-
     def test_a_day_without_customers_is_no_error(self, kind: type[Strategy]) -> None:
         chosen = made(kind).choose(np.zeros((0, 4)), np.zeros(0), USE_KT, LIMITS_K)
         assert chosen.tiers.shape == chosen.propensity_N.shape == (0,)
@@ -87,6 +80,13 @@ class TestEveryStrategy:
         prices_K = made(kind).choose(*day(1), USE_KT, LIMITS_K).prices_K
         assert prices_K.shape == LIMITS_K.shape
         assert (prices_K >= 0).all()
+
+
+@pytest.mark.parametrize("strategy", [TopRisk(), ExpectedGain(), Budgeted(), Randomised(0)], ids=lambda one: one.name)
+def test_the_last_contact_may_use_the_limit_to_the_cent(strategy: Strategy) -> None:
+    gains_NT = np.array([[0.0, -np.inf, 5.0, -np.inf]])
+    assert strategy.choose(gains_NT, np.ones(1), USE_KT, np.array([4.0, 0.0])).tiers.tolist() == [2]
+    assert strategy.choose(gains_NT, np.ones(1), USE_KT, np.array([3.99, 0.0])).tiers.tolist() == [0]
 
 
 @pytest.mark.parametrize("seed", range(20))
