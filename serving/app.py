@@ -340,7 +340,9 @@ def create(setup: Setup, store: Callable[[], OnlineStore]) -> Starlette:
         by_path.setdefault(path, {})[method] = endpoint
     routes = [Route(path, _by_method(found), methods=list(found)) for path, found in by_path.items()]
     handlers: Any = {Refusal: _refused, StoreBusy: _busy, HTTPException: _http_problem, Exception: _unexpected}
-    return Starlette(routes=routes, lifespan=api.lifespan, exception_handlers=handlers)
+    made = Starlette(routes=routes, lifespan=api.lifespan, exception_handlers=handlers)
+    made.state.full = lambda: api.ready and api.small.full
+    return made
 
 
 def _tied() -> None:

@@ -3,6 +3,7 @@
 Answers get security headers, and the count and time of every request goes into the metrics.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from serving import metrics
 from serving.answers import problem
 from serving.keys import ANYBODY, Key, Keys
+from serving.work import HOLD_SECONDS
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -78,10 +80,13 @@ def route(method: str, path: str) -> Route:
 
 
 class Guard:
-    """ASGI: ``inner`` gets what is allowed; ``host`` (BentoML's application) gets the start and the end of the process."""
+    """ASGI: ``inner`` gets what is allowed; ``host`` (BentoML's application) gets the start and the end of the process.
 
-    def __init__(self, inner: App, host: App, keys: Keys | None) -> None:
-        self.inner, self.host, self.keys = inner, host, keys
+    ``full`` tells whether more requests wait than can be answered in time: then lists of the API are refused here, at the least cost.
+    """
+
+    def __init__(self, inner: App, host: App, keys: Keys | None, full: Callable[[], bool] = lambda: False) -> None:
+        self.inner, self.host, self.keys, self.full = inner, host, keys, full
         self.buckets: dict[str, Bucket] = {}
         self.strangers = Bucket(STRANGERS_PER_SECOND)
 
@@ -111,7 +116,7 @@ class Guard:
             metrics.requests.labels(where.name, str(status)).inc()
             metrics.seconds.labels(where.name).observe(time.perf_counter() - start)
 
-    def _refusal(self, scope: Scope, where: Route) -> Response | None:
+    def _refusal(self, scope: Scope, where: Route) -> App | None:
         """Why a request is not for the inner application."""
         headers = dict(scope["headers"])
         if where.scope is not None:
@@ -127,7 +132,7 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limit:
             return _refused("size", 413, "Too large", f"the body is larger than {limit} bytes", {"Connection": "close"})
-        return None
+        return _busy if scope["path"] in LISTS and self.full() else None
 
     def _key(self, headers: dict[bytes, bytes]) -> Key | None:
         if self.keys is None:
@@ -141,6 +146,14 @@ class Guard:
             return _refused("rate", 429, "Too many requests", "too many requests without a good key", {"Retry-After": "1"})
         fix = "send `Authorization: Bearer KEY`; `holdfast keys add` makes one"
         return _refused("key", 401, "Unauthorized", fix, {"WWW-Authenticate": "Bearer"})
+
+
+async def _busy(scope: Scope, receive: Receive, send: Send) -> None:
+    """503, held back: a caller that asks again at once would cost more than it gets."""
+    metrics.refused.labels("busy").inc()
+    await asyncio.sleep(HOLD_SECONDS)
+    detail = "more requests wait than can be answered in time"
+    await problem(503, "Busy", detail, headers={"Retry-After": "1"})(scope, receive, send)  # type: ignore[arg-type]
 
 
 def _refused(why: str, status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> Response:

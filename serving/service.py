@@ -32,7 +32,7 @@ class Guarded(bentoml.Service[Any]):  # type: ignore[misc]
         """The ASGI application of one worker."""
         logging.getLogger("bentoml.access").setLevel(logging.WARNING)
         settings = Settings()
-        return Guard(INNER, super().to_asgi(is_main), _keys(settings))
+        return Guard(INNER, super().to_asgi(is_main), _keys(settings), INNER.state.full)
 
 
 def _keys(settings: Settings) -> Keys | None:

@@ -12,18 +12,30 @@ from serving.answers import Refusal
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-HOLD_SECONDS = 0.2
+LONGEST_WAIT_SECONDS = 0.25
+PACE_REQUESTS = 50
+"""Requests over which the pace is averaged."""
+HOLD_SECONDS = 0.5
 """A refusal is held back for so long: a caller that asks again at once would cost more than it gets."""
 
 
 class Gate:
-    """Lets ``at_once`` requests in, ``most`` wait in the order they came, and refuses the rest with 503."""
+    """Lets ``at_once`` requests in while others wait in the order they came; refuses with 503 who would wait too long.
+
+    How long that is comes from the pace at which requests have left lately; never more than ``most`` are held.
+    """
 
     def __init__(self, at_once: int, most: int) -> None:
-        self._turn, self.most, self.waiting = asyncio.Semaphore(at_once), most, 0
+        self._turn, self.at_once, self.most, self.waiting = asyncio.Semaphore(at_once), at_once, most, 0
+        self._pace_seconds, self._left_at = 0.0, 0.0
+
+    @property
+    def full(self) -> bool:
+        """Whether a request that comes now is refused."""
+        return self.waiting >= self.most or (self.waiting > self.at_once and self.waiting * self._pace_seconds > LONGEST_WAIT_SECONDS)
 
     async def __aenter__(self) -> None:
-        if self.waiting >= self.most:
+        if self.full:
             metrics.refused.labels("busy").inc()
             await asyncio.sleep(HOLD_SECONDS)
             raise Refusal(503, "Busy", "more requests wait than can be answered in time", retry_after=1)
@@ -34,8 +46,13 @@ class Gate:
         except BaseException:
             self.waiting -= 1
             raise
+        await asyncio.sleep(0)  # whoever has come is counted before this one's work blocks the event loop
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        now = time.monotonic()
+        if self.waiting > self.at_once:
+            self._pace_seconds += (min(now - self._left_at, 1.0) - self._pace_seconds) / PACE_REQUESTS
+        self._left_at = now
         self.waiting -= 1
         self._turn.release()
 

@@ -25,6 +25,7 @@ from features import mapping, store
 from features.files import write_json
 from features.settings import ENVIRONMENT, Settings
 from serving import keys, policy, server
+from serving.app import MOST_WAITING
 from serving.check import write_warm
 from serving.guard import LIST_BYTES
 from serving.package import SERVICE
@@ -230,11 +231,11 @@ def _lists(address: str, key: str, scored: Scored) -> Iterator[Result]:
 
 
 def _overload(address: str, key: str, scored: Scored) -> Iterator[Result]:
-    """Feature rows, open loop at multiples of what 16 clients reach, over as many connections as that takes."""
+    """Feature rows, from twice and ten times as many clients as the service lets wait; each asks again as soon as it is answered."""
     bodies = _bodies(scored, range(200))[0]
     peak = load.run(address, "/v1/score", bodies, 16, SECONDS, key=key).good_per_second
     for times in (2, 10):
-        found = load.run(address, "/v1/score", bodies, 200 * times, SECONDS, peak * times, key)
+        found = load.run(address, "/v1/score", bodies, MOST_WAITING * times, SECONDS, key=key)
         resets = found.statuses.get("0", 0)
         told = f"of peak {peak:.0f}/s; statuses {found.statuses}, {found.without_retry_after} refusals without Retry-After, {resets} resets"
         yield Result(f"serve.overload_{times}x.goodput", found.good_per_second / peak, "share", f"wanted; {told}", 0.8, True)
