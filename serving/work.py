@@ -12,10 +12,10 @@ from serving.answers import Refusal
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-LONGEST_WAIT_SECONDS = 0.25
+LONGEST_WAIT_SECONDS = 0.2
 PACE_REQUESTS = 50
 """Requests over which the pace is averaged."""
-HOLD_SECONDS = 0.5
+HOLD_SECONDS = 1.0
 """A refusal is held back for so long: a caller that asks again at once would cost more than it gets."""
 
 

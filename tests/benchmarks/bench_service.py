@@ -237,7 +237,7 @@ def _overload(address: str, key: str, scored: Scored) -> Iterator[Result]:
     for times in (2, 10):
         found = load.run(address, "/v1/score", bodies, MOST_WAITING * times, SECONDS, key=key)
         resets = found.statuses.get("0", 0)
-        told = f"of peak {peak:.0f}/s; statuses {found.statuses}, {found.without_retry_after} refusals without Retry-After, {resets} resets"
+        told = f"of peak {peak:.0f}/s; p50 {found.p50_ms:.0f} ms; statuses {found.statuses}, {found.without_retry_after} refusals without Retry-After, {resets} resets"
         yield Result(f"serve.overload_{times}x.goodput", found.good_per_second / peak, "share", f"wanted; {told}", 0.8, True)
         yield Result(f"serve.overload_{times}x.p99", found.p99_ms, "ms", "wanted, of the accepted", 500.0)
         time.sleep(1.0)

@@ -44,10 +44,14 @@ class _Client:
         self.requests = [f"{head}Content-Length: {len(b)}\r\n\r\n".encode() + b for b in (body.encode() for body in job["bodies"])]
         self.writer: asyncio.StreamWriter | None = None
 
+    async def connect(self) -> None:
+        self.reader, self.writer = await asyncio.open_connection(self.host, self.port, limit=2**24)
+
     async def ask(self, number: int, since: float) -> None:
         try:
             if self.writer is None:
-                self.reader, self.writer = await asyncio.open_connection(self.host, self.port, limit=2**24)
+                await self.connect()
+            assert self.writer is not None
             self.writer.write(self.requests[number % len(self.requests)])
             head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
             status = head[9:12].decode()
@@ -96,6 +100,8 @@ async def _measure(job: dict[str, Any]) -> dict[str, Any]:
     statuses: dict[str, int] = {}
     count = [0]
     clients = [_Client(job, times, statuses, count) for _ in range(job["clients"])]
+    for client in clients:
+        await client.connect()
     start = time.perf_counter()
     if job["per_second"]:
         await _open(clients, job["per_second"], job["seconds"])
