@@ -8,6 +8,7 @@ import logging
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -101,8 +102,9 @@ class Api:
         finally:
             for task in tasks:
                 task.cancel()
-            for child in self.children.values():
-                child.kill()
+            for name, child in self.children.items():
+                if not name.startswith("erase"):
+                    child.kill()
 
     def _on_signal(self) -> None:
         """Readiness goes down at SIGTERM, and some moments later the server's own handler shuts down."""
@@ -249,7 +251,8 @@ class Api:
         """``DELETE /v1/customers/{id}``; the files of the batch follow in a process of their own."""
         pseudonym = await self.desk.write(lambda: self.desk.erase(request.path_params["id"]))
         self._audited(request, "erase", 200, 1, pseudonym)
-        child = subprocess.Popen([sys.executable, "-m", "serving.erase", str(self.setup.home)], stdin=subprocess.PIPE)
+        line = [sys.executable, "-m", "serving.erase", str(self.setup.home)]
+        child = subprocess.Popen(line, stdin=subprocess.PIPE, start_new_session=True)  # it ends its work though the service ends
         assert child.stdin is not None
         child.stdin.write(pseudonym.encode())
         child.stdin.close()
@@ -415,5 +418,7 @@ async def _http_problem(request: Request, error: Exception) -> Response:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    """A fault of ours: the log gets its type and place, never the request's values."""
+    """A fault of ours: the log gets its type and place, never its message, which may hold values of the request."""
+    where = " < ".join(f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in reversed(traceback.extract_tb(error.__traceback__)))
+    log.error("internal error %s at %s", type(error).__name__, where)
     return problem(500, "Internal error", f"{type(error).__name__}; the service's log tells where")

@@ -47,6 +47,10 @@ class Decided:
         return Decided(self.situation.at(rows), self.options.at(rows), tiers, rule, channel, self.prices_K, propensity_N)
 
 
+class Gone(Exception):
+    """A customer was erased while the decision was prepared; nothing was written."""
+
+
 class Decider:
     """Decides and logs; ``clock`` gives seconds since 1970."""
 
@@ -62,6 +66,8 @@ class Decider:
             return []
         policy, why = engine.policy, self._reasons(engine, ones, occasion)
         with self.store.transaction():
+            if self.store.erased(names):
+                raise Gone
             now = self.clock()
             known = self.store.standing(names, policy.consent.purpose, now - remembered_days(policy) * DAY_SECONDS)
             decided = self._choose(engine, ones, known, why, occasion, now)

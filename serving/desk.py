@@ -1,6 +1,7 @@
 """What the API does, without HTTP: finds customers by id, history or feature row, scores them, decides, and keeps what it is told."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from serving import histories, metrics, occasions, schemas
 from serving.answers import Refusal
 from serving.champions import Champions
 from serving.decide import NEEDS
-from serving.decisions import Decider, consent
+from serving.decisions import Decider, Gone, consent
 from serving.online import DAY_SECONDS, OnlineStore
 from serving.policy import Occasion
 from serving.score import RFMB, Engine, One, Scored, Why
@@ -76,12 +77,15 @@ class Desk:
         engine = self.engine(asked.model_version)
         if any(need not in engine.names for need in NEEDS):
             raise Refusal(409, "No decisions", "the model's feature table tells neither value nor silence; ask /v1/score")
-        found = await self._find(engine, asked)
-        if len({pseudonym for _, pseudonym, *_ in found}) < len(found):
-            raise Refusal(422, "Invalid request", "two of the customers are the same person", [{"field": "customers", "rule": "unique"}])
         occasion = asked.occasion.value if asked.occasion else None
-        results = await self.write(lambda: self.decisions(engine, found, occasion, asked.reasons))
-        return self._answer(engine, results)
+        while True:
+            found = await self._find(engine, asked)
+            if len({pseudonym for _, pseudonym, *_ in found}) < len(found):
+                raise Refusal(
+                    422, "Invalid request", "two of the customers are the same person", [{"field": "customers", "rule": "unique"}]
+                )
+            with contextlib.suppress(Gone):  # erased meanwhile: now nobody knows the customer
+                return self._answer(engine, await self.write(partial(self.decisions, engine, found, occasion, asked.reasons)))
 
     async def write(self, function: Callable[[], Result]) -> Result:
         """Do something that writes, in the one thread that does: waiting for another worker's transaction must not stop the event loop."""
@@ -176,8 +180,8 @@ class Desk:
         """Keep new events; plan and call off the occasions that they are about."""
         engine, now, counts = self.champions.current, self.decider.clock(), {"accepted": 0, "known": 0, "erased": 0}
         names = {event.customer_id: engine.pseudonym(event.customer_id) for event in events}
-        gone = self.store.erased(list(set(names.values())))
         with self.store.transaction():
+            gone = self.store.erased(list(set(names.values())))
             for event in events:
                 name = names[event.customer_id]
                 if name in gone:
@@ -255,8 +259,9 @@ class Desk:
                 ZoneInfo(asked.timezone)
             except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: a folder of zones
                 raise Refusal(422, "Invalid request", "no such time zone", [{"field": "timezone", "rule": "an IANA name"}]) from None
-        name, now = self._name(customer_id), self.decider.clock()
+        now = self.decider.clock()
         with self.store.transaction():
+            name = self._name(customer_id)
             self.store.set_consents((name, one.purpose, one.channel or "", one.granted, now) for one in asked.consents)
             if asked.timezone is not None:
                 self.store.set_timezone(name, asked.timezone)

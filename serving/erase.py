@@ -1,42 +1,81 @@
 """Removes a customer from every file of a home: ``python -m serving.erase HOME``, the pseudonym on standard input.
 
-The service starts it after it has erased the customer from the online store. Parquet files that hold the customer are written anew without,
-each whole or not at all; what is done already stays done if it is killed. The shop's own source files are the shop's.
+The service starts it after it has erased the customer from the online store. Files that hold the customer are written anew without, each
+whole or not at all; what is done already stays done if it is killed. The shop's own source files are the shop's.
 """
 
+import os
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.files import replacing
 
 IDS = ("customer_id", "left_id", "right_id", "person_id")
+ORDER = "order_id"
 
 
 def erase(home: Path, pseudonym: str) -> list[Path]:
-    """Rewrite the Parquet files under ``home`` without a customer; returns those that held the customer."""
-    return [file for file in sorted(home.rglob("*.parquet")) if "bentoml" not in file.parts and _without(file, pseudonym)]
+    """Rewrite the files under ``home`` without a customer; returns those that held the customer.
+
+    An order's lines and deliveries name no customer: they go with the order.
+    """
+    files = [file for file in sorted(home.rglob("*.parquet")) if "bentoml" not in file.parts]
+    schemas = {file: pq.read_schema(file).names for file in files}
+    orders = {order for file in files for order in _orders(file, schemas[file], pseudonym)}
+    ids = [file for file in files if _without(file, [name for name in IDS if name in schemas[file]], {pseudonym})]
+    parts = [file for file in files if ORDER in schemas[file] and "customer_id" not in schemas[file]]
+    return (
+        ids
+        + [file for file in parts if _without(file, [ORDER], orders)]
+        + [file for file in home.rglob("*.db") if _vacuumed(file, pseudonym)]
+    )
 
 
-def _without(file: Path, pseudonym: str) -> bool:
-    schema = pq.read_schema(file)
-    ids = [name for name in IDS if name in schema.names]
-    if not ids or not pq.read_table(file, columns=ids, filters=[[(name, "=", pseudonym)] for name in ids]).num_rows:
+def _orders(file: Path, names: list[str], pseudonym: str) -> list[str]:
+    if ORDER not in names or "customer_id" not in names:
+        return []
+    found: list[str] = pq.read_table(file, columns=[ORDER], filters=[("customer_id", "=", pseudonym)])[ORDER].to_pylist()
+    return found
+
+
+def _without(file: Path, columns: list[str], values: set[str]) -> bool:
+    """Rewrite a file without the rows that have one of some values in one of some columns; False where it has none."""
+    if not columns or not values:
         return False
-    rows = pq.ParquetFile(file)
+    if not pq.read_table(file, columns=columns, filters=[[(name, "in", values)] for name in columns]).num_rows:
+        return False
+    rows, gone = pq.ParquetFile(file), pa.array(sorted(values))
     with replacing(file) as temporary, pq.ParquetWriter(temporary, rows.schema_arrow, compression="zstd") as writer:
         for batch in rows.iter_batches():
-            for name in ids:
-                batch = batch.filter(pc.fill_null(pc.not_equal(batch[name], pseudonym), True))
+            for name in columns:
+                batch = batch.filter(pc.invert(pc.is_in(batch[name], gone)))
             writer.write_batch(batch)
+    return True
+
+
+def _vacuumed(file: Path, pseudonym: str) -> bool:
+    """Rewrite an SQLite file in whose unused bytes the customer is still found: pages that were split keep old copies."""
+    if pseudonym.encode() not in file.read_bytes():
+        return False
+    with closing(sqlite3.connect(file, timeout=60)) as db:
+        db.execute("VACUUM")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return True
 
 
 def main() -> None:
     """Tell how many files changed, never whose."""
-    changed = erase(Path(sys.argv[1]), sys.stdin.read().strip())
+    pseudonym = sys.stdin.read().strip()
+    if os.fork():  # the service's supervisor ends whatever its workers have started: this work is to be finished
+        return
+    os.setsid()
+    changed = erase(Path(sys.argv[1]), pseudonym)
     print(f"erased a customer from {len(changed)} file(s)", flush=True)
 
 

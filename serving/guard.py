@@ -112,6 +112,9 @@ class Guard:
         refusal = self._refusal(scope, where)
         try:
             await (self.inner if refusal is None else refusal)(scope, receive, answering)
+        except Exception:
+            if status < 500:  # else it was answered and told: raised further, its message would get into the server's log
+                raise
         finally:
             metrics.requests.labels(where.name, str(status)).inc()
             metrics.seconds.labels(where.name).observe(time.perf_counter() - start)

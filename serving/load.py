@@ -40,16 +40,21 @@ def load(store: OnlineStore, sources: Path, timezone: str, progress: Callable[[s
         for name in names:
             for some in _chunks(_histories(connection, name), CHUNK):
                 with store.transaction():
-                    store.put_histories(some)
+                    gone = store.erased([row[0] for row in some])
+                    store.put_histories(row for row in some if row[0] not in gone)
             progress(f"online store: {batch.rows[name]:,} rows of {name}")
         if "consents" in batch.parts:
             with store.transaction():
-                store.set_consents(_consents(connection, zone))
+                rows = list(_consents(connection, zone))
+                gone = store.erased([row[0] for row in rows])
+                store.set_consents(row for row in rows if row[0] not in gone)
         last = _last(connection)
         if "contacts" in batch.parts:
             with store.transaction():
                 store.forget_contacts()
-                store.add_contacts(_contacts(connection, last, zone))
+                contacts = list(_contacts(connection, last, zone))
+                gone = store.erased([contact[0] for contact in contacts])
+                store.add_contacts(contact for contact in contacts if contact[0] not in gone)
     with store.transaction():
         store.forget_events(last.replace(tzinfo=zone).timestamp())
         store.set_meta(LOADED, {"fingerprint": batch.fingerprint, "last": last.isoformat(), "consents": "consents" in batch.parts})
@@ -81,7 +86,9 @@ def _split(rows: pa.Table, name: str, schema: pa.Schema) -> Iterator[tuple[str, 
     starts = np.flatnonzero(np.append(True, owners[1:] != owners[:-1]))
     whole = rows.drop_columns(["owner"]).cast(schema).combine_chunks().to_batches()[0]
     for start, end in zip(starts, np.append(starts[1:], rows.num_rows), strict=True):
-        yield owners[start], name, whole.slice(start, end - start).serialize().to_pybytes()
+        own = whole.slice(start, end - start)
+        copied = own.take(pa.array(np.arange(own.num_rows)))  # a slice is written with its neighbours' bytes as padding
+        yield owners[start], name, copied.serialize().to_pybytes()
 
 
 def _consents(connection: duckdb.DuckDBPyConnection, zone: ZoneInfo) -> Iterator[tuple[str, str, str, bool, float]]:

@@ -266,7 +266,7 @@ class OutcomesRequest(Strict):
 class ConsentChange(Strict):
     """A consent given or withdrawn from now on."""
 
-    purpose: str = Field("marketing", min_length=1, max_length=64)
+    purpose: str = Field("marketing", pattern=r"^[a-z][a-z_]{0,31}$")
     channel: Literal[CHANNELS] | None = Field(None, description="null: every channel without a word of its own")  # type: ignore[valid-type]
     granted: bool
 
