@@ -252,7 +252,7 @@ class Api:
         pseudonym = await self.desk.write(lambda: self.desk.erase(request.path_params["id"]))
         self._audited(request, "erase", 200, 1, pseudonym)
         line = [sys.executable, "-m", "serving.erase", str(self.setup.home)]
-        child = subprocess.Popen(line, stdin=subprocess.PIPE, start_new_session=True)  # it ends its work though the service ends
+        child = subprocess.Popen(line, stdin=subprocess.PIPE, start_new_session=True, preexec_fn=_deaf)
         assert child.stdin is not None
         child.stdin.write(pseudonym.encode())
         child.stdin.close()
@@ -351,6 +351,11 @@ def create(setup: Setup, store: Callable[[], OnlineStore]) -> Starlette:
 def _tied() -> None:
     """In a child: end with the process that started it, however that ends (PR_SET_PDEATHSIG)."""
     _LIBC.prctl(1, signal.SIGKILL)
+
+
+def _deaf() -> None:
+    """In a child: SIGTERM, which the supervisor sends to whatever a worker has started, does not end it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _by_method(endpoints: dict[str, Endpoint]) -> Endpoint:

@@ -30,11 +30,8 @@ def erase(home: Path, pseudonym: str) -> list[Path]:
     orders = {order for file in files for order in _orders(file, schemas[file], pseudonym)}
     ids = [file for file in files if _without(file, [name for name in IDS if name in schemas[file]], {pseudonym})]
     parts = [file for file in files if ORDER in schemas[file] and "customer_id" not in schemas[file]]
-    return (
-        ids
-        + [file for file in parts if _without(file, [ORDER], orders)]
-        + [file for file in home.rglob("*.db") if _vacuumed(file, pseudonym)]
-    )
+    lines = [file for file in parts if _without(file, [ORDER], orders)]
+    return [*ids, *lines, *(file for file in home.rglob("*.db") if _vacuumed(file, pseudonym))]
 
 
 def _orders(file: Path, names: list[str], pseudonym: str) -> list[str]:
