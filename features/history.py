@@ -5,6 +5,7 @@
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from features.events import Events, Floats, Ints, Mask, Taken
 from features.profile import NEVER, PERSON, Log, Profile, nothing
+from features.reduce import KINDS, LATEST
 
 _DAY_US = 86_400_000_000
 
@@ -85,7 +87,8 @@ def as_of(profile: Profile, snapshot: datetime, horizon_days: int, lookback_days
     events, linked = {}, profile.linked
     for kind, (log, columns) in _NOTHING.items():
         if kind in profile.logs:
-            events[kind] = _events(profile.logs[kind], now, number, count, linked)
+            found = _events(profile.logs[kind], now, number, count, linked)
+            events[kind] = _one_a_day(found, columns) if kind in KINDS and KINDS[kind].build else found
         else:
             events[kind] = Events(count, log.customer, _NO_FLOATS, columns)
     rows = present.nonzero()[0]
@@ -107,6 +110,21 @@ def _events(log: Log, now: int, number: Ints, count: int, linked: bool) -> Event
         rows = rows[np.argsort(customer[rows], kind="stable")]
     columns = Taken(log.columns, rows, _states(log, now, rows))
     return Events(count, customer[rows], np.maximum((now - columns["at"]) / _DAY_US, 0.0), columns)
+
+
+def _one_a_day(days: Events, columns: Mapping[str, Any]) -> Events:
+    """One event a customer and day of a kind that the engine adds up by day.
+
+    A day has several rows where part of it became known after an earlier snapshot, or where a person has several ids.
+    """
+    again = (days.customer[1:] == days.customer[:-1]) & (days.at[1:] == days.at[:-1])
+    if not again.any():
+        return days
+    first = np.append(True, ~again).nonzero()[0]
+    merged: dict[str, Any] = {"at": days.at[first]}
+    for name in columns.keys() - {"at"}:
+        merged[name] = (np.fmax if name in LATEST else np.add).reduceat(days[name], first)
+    return Events(days.n, days.customer[first], days.age_days[first], merged)
 
 
 def _states(log: Log, now: int, rows: Ints) -> dict[str, Floats]:

@@ -78,7 +78,9 @@ def canonical(name: str) -> ir.Table:
 
 
 _BEHAVIOUR = dict(zip(("views", "searches", "favourites", "adds", "removes", "checkouts", "pays"), BEHAVIOUR, strict=True))
-_DAILY = (*_BEHAVIOUR, "sessions", "seconds", "night_adds", "last_add")
+LATEST = ("last_add",)
+"""Measures of a day that are the latest moment of something; the others are sums."""
+_DAILY = (*_BEHAVIOUR, "sessions", "seconds", "night_adds", *LATEST)
 
 
 def _browse(moments: Sequence[datetime]) -> ir.Table:
@@ -110,7 +112,7 @@ def _browse(moments: Sequence[datetime]) -> ir.Table:
 
 
 def _summed(rows: ir.Table, keys: list[str], measures: Iterable[str]) -> ir.Table:
-    return rows.group_by(keys).agg(**{name: rows[name].max() if name == "last_add" else rows[name].sum().coalesce(0) for name in measures})
+    return rows.group_by(keys).agg(**{name: rows[name].max() if name in LATEST else rows[name].sum().coalesce(0) for name in measures})
 
 
 def _count(condition: ir.Value) -> ir.Value:

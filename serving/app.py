@@ -249,15 +249,15 @@ class Api:
 
     async def erase(self, request: Request) -> Response:
         """``DELETE /v1/customers/{id}``; the files of the batch follow in a process of their own."""
-        pseudonym = await self.desk.write(lambda: self.desk.erase(request.path_params["id"]))
-        self._audited(request, "erase", 200, 1, pseudonym)
+        pseudonyms = await self.desk.write(lambda: self.desk.erase(request.path_params["id"]))
+        self._audited(request, "erase", 200, 1, pseudonyms[0])
         line = [sys.executable, "-m", "serving.erase", str(self.setup.home)]
         child = subprocess.Popen(line, stdin=subprocess.PIPE, start_new_session=True, preexec_fn=_deaf)
         assert child.stdin is not None
-        child.stdin.write(pseudonym.encode())
+        child.stdin.write("\n".join(pseudonyms).encode())
         child.stdin.close()
         self.children[f"erase {child.pid}"] = child
-        return json_response({"status": "erased", "pseudonym": pseudonym})
+        return json_response({"status": "erased", "pseudonym": pseudonyms[0]})
 
     async def model(self, request: Request) -> Response:
         """``GET /v1/model``."""

@@ -248,7 +248,7 @@ def _online(settings: Settings, mapped: Dataset) -> Any:
 
     store, sources = SqliteStore(_online_file(settings, mapped)), settings.of(mapped.name) / "sources.json"
     if sources.exists():
-        load(store, sources, mapped.timezone, progress)
+        load(store, sources, mapped.timezone, progress, mapped.identity)
     return store
 
 

@@ -116,8 +116,9 @@ class Round:
         there = np.ones(len(self.scored), dtype=bool)
         if self.occasion is not None:
             there &= occasions.today(self.occasion, Lookup.rows(self.features, self.engine.manifest))
-        gone = self.decider.store.erased(self.scored.customer_id)
-        return np.flatnonzero(there & np.array([name not in gone for name in self.scored.customer_id], dtype=bool))
+        names, store = self.scored.customer_id, self.decider.store
+        gone = store.erased(names)  # and whom the store has joined to another since the table was made: the other stands for both
+        return np.flatnonzero(there & np.array([a == b and a not in gone for a, b in zip(names, store.persons(names), strict=True)], bool))
 
     @cached_property
     def ids(self) -> list[str]:

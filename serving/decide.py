@@ -26,6 +26,7 @@ Bools = npt.NDArray[np.bool_]
 SEGMENTS, REASONS, OCCASIONS = tuple(Segment), tuple(ChurnReason), tuple(Occasion)
 UNKNOWN_REASON = REASONS.index(ChurnReason.UNKNOWN)
 NO_OCCASION = -1
+_BITS = 1 << np.arange(len(TOUCHPOINTS))
 NEEDS = ("tenure_days", "frequency_orders", "order_value_mean", "recency_days")
 """Features without which there is no decision (a table of another feature store may lack them)."""
 
@@ -109,11 +110,41 @@ class Options:
 
 def options(policy: Policy, s: Situation) -> Options:
     """Gains and constraints of every tier of n customers; rules that ask for a churn reason are left to `refined`."""
-    rule_NT = rules(policy, s, np.full(len(s), -1))
+    rule_NT = rules(policy, s.touchpoints_NP, s.segment, np.full(len(s), -1), s.occasion)
     channel_NT, open_NT = _channels(policy, rule_NT, s)
-    gains_NT = np.zeros((len(s), len(TIERS)))
-    gains_NT[:, 1:] = s.p[:, None] * policy.effect_SC[s.segment] * s.value[:, None] - policy.cost_T[1:]
+    gains_NT = gains(policy, s.p, s.value, s.segment)
     return Options(gains_NT, _blocked(policy, s, channel_NT, open_NT), rule_NT, channel_NT)
+
+
+def gains(policy: Policy, p: Floats, value: Floats, segment: Ints) -> Floats:
+    """Expected gain of every tier of n customers, (n, 4); see the formula above."""
+    gains_NT = np.zeros((len(p), len(TIERS)))
+    gains_NT[:, 1:] = p[:, None] * policy.effect_SC[segment] * value[:, None] - policy.cost_T[1:]
+    return gains_NT
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """What would be best for n customers if nothing had happened between us and them: no word on consent, no contact, no budget.
+
+    ``gains_NT`` (n, 4); ``tiers``, ``rule`` and ``channel`` (n,) each, the last two -1 for tier none.
+    """
+
+    gains_NT: Floats
+    tiers: Ints
+    rule: Ints
+    channel: Ints
+
+
+def recommended(
+    policy: Policy, p: Floats, value: Floats, segment: Ints, touchpoints_NP: Bools, silence_days: Floats, reason: Ints
+) -> Recommended:
+    """`options` and `refined` of customers in `open_standings`, where few constraints are left: a tenth of the time for one row."""
+    gains_NT = gains(policy, p, value, segment)
+    left_alone = (p < policy.contact.min_churn_probability) | (silence_days > policy.unrecoverable.silence_days)
+    tiers = np.where(left_alone, 0, gains_NT.argmax(axis=1))
+    rule = rules(policy, touchpoints_NP, segment, reason)[np.arange(len(p)), tiers]
+    return Recommended(gains_NT, tiers, rule, _orders(policy)[rule, tiers, 0])
 
 
 def _blocked(policy: Policy, s: Situation, channel_NT: Ints, open_NT: Bools) -> Ints:
@@ -142,11 +173,11 @@ def _blocked(policy: Policy, s: Situation, channel_NT: Ints, open_NT: Bools) -> 
     return blocked_NT
 
 
-def rules(policy: Policy, s: Situation, reason: Ints) -> Ints:
+def rules(policy: Policy, touchpoints_NP: Bools, segment: Ints, reason: Ints, occasion: Ints | int = NO_OCCASION) -> Ints:
     """Position of the rule of each tier, shape (n, 4); -1 for tier none. A reason of -1 fits no rule that asks for one."""
-    bits = s.touchpoints_NP @ (1 << np.arange(s.touchpoints_NP.shape[1]))
-    key = ((bits * (len(REASONS) + 1) + reason + 1) * (len(OCCASIONS) + 1) + s.occasion + 1) * len(SEGMENTS) + s.segment
-    if len(s) == 1:
+    bits = touchpoints_NP @ _BITS
+    key = ((bits * (len(REASONS) + 1) + reason + 1) * (len(OCCASIONS) + 1) + occasion + 1) * len(SEGMENTS) + segment
+    if len(key) == 1:
         return np.array([_rule(policy, int(key[0]))])
     found, place = np.unique(key, return_inverse=True)
     return np.array([_rule(policy, int(one)) for one in found], dtype=np.int64).reshape(-1, len(TIERS))[place]
@@ -198,7 +229,7 @@ def refined(policy: Policy, s: Situation, found: Options, tiers: Ints, reason: I
 
     Where no channel of the reason's action is allowed, the action chosen without it stays.
     """
-    rule_NT = rules(policy, s, reason)
+    rule_NT = rules(policy, s.touchpoints_NP, s.segment, reason, s.occasion)
     channel_NT, _ = _channels(policy, rule_NT, s)
     rows = np.arange(len(s))
     rule, channel = rule_NT[rows, tiers], channel_NT[rows, tiers]

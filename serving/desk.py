@@ -80,10 +80,6 @@ class Desk:
         occasion = asked.occasion.value if asked.occasion else None
         while True:
             found = await self._find(engine, asked)
-            if len({pseudonym for _, pseudonym, *_ in found}) < len(found):
-                raise Refusal(
-                    422, "Invalid request", "two of the customers are the same person", [{"field": "customers", "rule": "unique"}]
-                )
             with contextlib.suppress(Gone):  # erased meanwhile: now nobody knows the customer
                 return self._answer(engine, await self.write(partial(self.decisions, engine, found, occasion, asked.reasons)))
 
@@ -122,9 +118,12 @@ class Desk:
     async def _find(self, engine: Engine, asked: Asked, pseudonyms: Sequence[str] | None = None) -> Found:
         """Every customer of a request, scored as far as anything is known."""
         customers = asked.customers
-        names = pseudonyms or [engine.pseudonym(customer.customer_id) for customer in customers]
+        names = pseudonyms or self._persons(engine, [customer.customer_id for customer in customers])
+        if len(set(names)) < len(names):
+            raise Refusal(422, "Invalid request", "two of the customers are the same person", [{"field": "customers", "rule": "unique"}])
         gone = self.store.erased(names)
         rows = [c for c in customers if getattr(c, "features", None) is not None]
+        told_by_row = [n for n, c in zip(names, customers, strict=True) if getattr(c, "features", None) is not None]
         told = {name: c for name, c in zip(names, customers, strict=True) if c.orders is not None and name not in gone}
         by_id = [
             n for n, c in zip(names, customers, strict=True) if c.orders is None and getattr(c, "features", None) is None and n not in gone
@@ -135,7 +134,7 @@ class Desk:
         if rows:
             moment = snapshot or datetime.now(engine.zone).replace(tzinfo=None)
             found = await self._rows(engine, rows, moment)
-            scored |= {engine.pseudonym(c.customer_id): (found, place) for place, c in enumerate(rows)}
+            scored |= {name: (found, place) for place, name in enumerate(told_by_row)}
         if told:
             scored |= await self._histories((engine, snapshot), told)
         if fresh:
@@ -143,7 +142,7 @@ class Desk:
         for name in by_id:
             if name not in fresh and (one := engine.found(name)):
                 scored[name] = one
-        live = {*told, *fresh, *(engine.pseudonym(c.customer_id) for c in rows)}
+        live = {*told, *fresh, *told_by_row}
         return [
             (customer.customer_id, name, scored.get(name), name in live, name in live)
             for customer, name in zip(customers, names, strict=True)
@@ -179,7 +178,8 @@ class Desk:
     def add_events(self, events: Sequence[Any]) -> dict[str, int]:
         """Keep new events; plan and call off the occasions that they are about."""
         engine, now, counts = self.champions.current, self.decider.clock(), {"accepted": 0, "known": 0, "erased": 0}
-        names = {event.customer_id: engine.pseudonym(event.customer_id) for event in events}
+        ids = list({event.customer_id for event in events})
+        names = dict(zip(ids, self._persons(engine, ids), strict=True))
         with self.store.transaction():
             gone = self.store.erased(list(set(names.values())))
             for event in events:
@@ -291,18 +291,22 @@ class Desk:
             "decisions": [logged(body, name) for body in self.store.decisions_of(name, 10)],
         }
 
-    def erase(self, customer_id: str) -> str:
-        """Remove a customer from the online store; returns the pseudonym, for the files of the batch."""
-        name = self._name(customer_id)
-        self.store.erase(name)
-        return name
+    def erase(self, customer_id: str) -> list[str]:
+        """Remove a person from the online store; returns the pseudonyms of all ids, the person's own first, for the files of the batch."""
+        names = self.store.ids_of(self._name(customer_id))
+        self.store.erase(names[0])
+        return names
+
+    def _persons(self, engine: Engine, customer_ids: Sequence[str]) -> list[str]:
+        """Pseudonyms of the persons to whom customer ids belong."""
+        return self.store.persons([engine.pseudonym(one) for one in customer_ids])
 
     def _name(self, customer_id: str) -> str:
         if not 1 <= len(customer_id) <= 128:
             raise Refusal(
                 422, "Invalid request", "an id has 1 to 128 characters", [{"field": "customer_id", "rule": "1 to 128 characters"}]
             )
-        name = self.champions.current.pseudonym(customer_id)
+        (name,) = self._persons(self.champions.current, [customer_id])
         if self.store.erased([name]):
             raise Refusal(404, "Unknown customer", "neither the feature table nor the online store knows the customer")
         return name

@@ -1,4 +1,4 @@
-"""Removes a customer from every file of a home: ``python -m serving.erase HOME``, the pseudonym on standard input.
+"""Removes a person from every file of a home: ``python -m serving.erase HOME``, the pseudonyms on standard input, one a line.
 
 The service starts it after it has erased the customer from the online store. Files that hold the customer are written anew without, each
 whole or not at all; what is done already stays done if it is killed. The shop's own source files are the shop's.
@@ -68,11 +68,11 @@ def _vacuumed(file: Path, pseudonym: str) -> bool:
 
 def main() -> None:
     """Tell how many files changed, never whose."""
-    pseudonym = sys.stdin.read().strip()
+    pseudonyms = sys.stdin.read().split()
     if os.fork():  # the service's supervisor ends whatever its workers have started: this work is to be finished
         return
     os.setsid()
-    changed = erase(Path(sys.argv[1]), pseudonym)
+    changed = {file for one in pseudonyms for file in erase(Path(sys.argv[1]), one)}
     print(f"erased a customer from {len(changed)} file(s)", flush=True)
 
 

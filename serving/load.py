@@ -10,6 +10,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from features import identity
+from features.mapping import Identity
 from features.schema import SOURCES
 from features.store import Store
 from serving import histories
@@ -25,9 +27,12 @@ CHILDREN = {"order_lines": "order_id", "deliveries": "order_id"}
 """Canonical tables whose customer is that of their order."""
 
 
-def load(store: OnlineStore, sources: Path, timezone: str, progress: Callable[[str], None] = lambda text: None) -> bool:
+def load(
+    store: OnlineStore, sources: Path, timezone: str, progress: Callable[[str], None] = lambda text: None, guards: Identity | None = None
+) -> bool:
     """Bring the store up to the canonical tables in force; False where it already is.
 
+    Everything is kept by person: customer ids that identities have joined by now are one, named as in the feature table.
     Events that the service was told of stay only where they lie after the last moment that the tables know.
     """
     batch = Store.read(sources)
@@ -36,7 +41,11 @@ def load(store: OnlineStore, sources: Path, timezone: str, progress: Callable[[s
         return False
     zone = ZoneInfo(timezone)
     with batch.connect(sources) as connection:
-        names = [name for name in batch.parts if name not in ("identities", "consents")]
+        with store.transaction():
+            joined = _persons(connection, (guards or Identity()) if "identities" in batch.parts else None)
+            gone = store.erased([one for pair in joined for one in pair])
+            store.set_persons(pair for pair in joined if gone.isdisjoint(pair))
+        names = [name for name in batch.parts if name != "identities"]
         for name in names:
             for some in _chunks(_histories(connection, name), CHUNK):
                 with store.transaction():
@@ -61,11 +70,25 @@ def load(store: OnlineStore, sources: Path, timezone: str, progress: Callable[[s
     return True
 
 
+def _persons(connection: duckdb.DuckDBPyConnection, guards: Identity | None) -> list[tuple[str, str]]:
+    """(customer, person) of those joined, by all that is known; also the macro ``person`` for the queries here."""
+    connection.execute("CREATE TEMP TABLE IF NOT EXISTS persons (customer_id VARCHAR, person_id VARCHAR)")
+    if guards is not None:
+        (known,) = connection.sql("SELECT max(greatest(seen_at, arrived_at)) FROM identities").fetchall()[0]
+        if known is not None:
+            identity.join(connection, [known], guards)
+    connection.execute(
+        "CREATE TEMP MACRO person(id) AS coalesce((SELECT any_value(p.person_id) FROM persons AS p WHERE p.customer_id = id), id)"
+    )
+    return connection.sql("SELECT customer_id, person_id FROM persons WHERE customer_id <> person_id").fetchall()
+
+
 def _histories(connection: duckdb.DuckDBPyConnection, name: str) -> Iterator[tuple[str, str, bytes]]:
     """(customer, table, record batch) of a canonical table, a customer after another."""
     join = f" JOIN orders AS o USING ({CHILDREN[name]})" if name in CHILDREN else ""
-    owner = "o.customer_id" if name in CHILDREN else "r.customer_id"
+    owner = "person(o.customer_id)" if name in CHILDREN else "person(r.customer_id)"
     columns = ", ".join(f'r."{column.name}"' for column in SOURCES[name].columns)
+    columns = columns.replace('r."customer_id"', 'person(r.customer_id) AS "customer_id"')
     relation = connection.execute(f'SELECT {owner} AS owner, {columns} FROM "{name}" AS r{join} ORDER BY owner')
     schema, held = histories.schema(name), None
     for batch in relation.to_arrow_reader(200_000):
@@ -93,7 +116,7 @@ def _split(rows: pa.Table, name: str, schema: pa.Schema) -> Iterator[tuple[str, 
 
 def _consents(connection: duckdb.DuckDBPyConnection, zone: ZoneInfo) -> Iterator[tuple[str, str, str, bool, float]]:
     found = connection.execute(
-        """SELECT customer_id, purpose, coalesce(channel, ''), arg_max(granted, changed_at), max(changed_at)
+        """SELECT person(customer_id), purpose, coalesce(channel, ''), arg_max(granted, changed_at), max(changed_at)
            FROM consents GROUP BY 1, 2, 3"""
     )
     while rows := found.fetchmany(10_000):
@@ -104,9 +127,10 @@ def _consents(connection: duckdb.DuckDBPyConnection, zone: ZoneInfo) -> Iterator
 def _contacts(connection: duckdb.DuckDBPyConnection, last: datetime, zone: ZoneInfo) -> Iterator[tuple[Any, ...]]:
     """Recent contacts; answered by a click, a conversion, or an order after it."""
     found = connection.execute(
-        """SELECT c.customer_id, c.sent_at, coalesce(c.tier, 1)::INT, coalesce(c.channel, ''),
+        """SELECT person(c.customer_id), c.sent_at, coalesce(c.tier, 1)::INT, coalesce(c.channel, ''),
                   c.clicked_at IS NOT NULL OR c.converted_at IS NOT NULL OR coalesce(o.latest > c.sent_at, false)
-           FROM contacts AS c LEFT JOIN (SELECT customer_id, max(ordered_at) AS latest FROM orders GROUP BY 1) AS o USING (customer_id)
+           FROM contacts AS c LEFT JOIN (SELECT person(customer_id) AS person_id, max(ordered_at) AS latest FROM orders GROUP BY 1) AS o
+               ON o.person_id = person(c.customer_id)
            WHERE c.sent_at > $1 ORDER BY c.sent_at""",
         [last - timedelta(days=CONTACT_DAYS)],
     )

@@ -66,6 +66,14 @@ class OnlineStore(ABC):
         """Keep a small value (JSON)."""
 
     @abstractmethod
+    def set_persons(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Keep who is another (customer, person) in place of what was kept; what is known of such a customer becomes the person's."""
+
+    @abstractmethod
+    def persons(self, customers: Sequence[str]) -> list[str]:
+        """The person of each customer: mostly the customer."""
+
+    @abstractmethod
     def put_histories(self, rows: Iterable[tuple[str, str, bytes]]) -> None:
         """Keep (customer, canonical table, Arrow record batch) as what the batch knows."""
 
@@ -171,7 +179,11 @@ class OnlineStore(ABC):
 
     @abstractmethod
     def erase(self, customer: str) -> None:
-        """Remove everything of a customer, and every byte of it from the disk; what stays is a one-way digest."""
+        """Remove everything of a person, and every byte of it from the disk; what stays is a one-way digest of each of the ids."""
+
+    @abstractmethod
+    def ids_of(self, person: str) -> list[str]:
+        """All customer ids of a person, the person's own first."""
 
     @abstractmethod
     def erased(self, customers: Sequence[str]) -> set[str]:
@@ -186,6 +198,8 @@ def _in_force(told: Mapping[str, tuple[bool, float]]) -> dict[str, bool]:
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS person (customer TEXT PRIMARY KEY, person TEXT) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS customers_of ON person (person);
 CREATE TABLE IF NOT EXISTS history (customer TEXT, source TEXT, rows BLOB, PRIMARY KEY (customer, source)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT, customer TEXT, source TEXT, row TEXT, at REAL,
     UNIQUE (customer, id));
@@ -206,7 +220,13 @@ CREATE TABLE IF NOT EXISTS due (customer TEXT, occasion TEXT, at REAL, PRIMARY K
 CREATE INDEX IF NOT EXISTS due_at ON due (at);
 CREATE TABLE IF NOT EXISTS erased (digest TEXT PRIMARY KEY) WITHOUT ROWID;
 """
-_OF_CUSTOMER = ("history", "event", "consent", "home", "contact", "decision", "due")
+_AT_ONCE = 500
+"""Customers of one query."""
+_OF_CUSTOMER = ("history", "event", "consent", "home", "contact", "decision", "due", "person")
+
+
+def _holes(values: Sequence[str]) -> str:
+    return ",".join("?" * len(values))
 
 
 class SqliteStore(OnlineStore):
@@ -252,6 +272,29 @@ class SqliteStore(OnlineStore):
     def set_meta(self, key: str, value: Any) -> None:  # noqa: D102
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
+    def set_persons(self, rows: Iterable[tuple[str, str]]) -> None:  # noqa: D102
+        self._db.execute("DELETE FROM person")
+        self._db.executemany("INSERT INTO person VALUES (?, ?)", rows)
+        joined = "customer IN (SELECT customer FROM person)"
+        self._db.execute(f"DELETE FROM history WHERE {joined}")
+        self.set_consents(
+            self._db.execute("SELECT person, purpose, channel, granted, since FROM consent JOIN person USING (customer)").fetchall()
+        )
+        self._db.execute(f"DELETE FROM consent WHERE {joined}")
+        for table in ("event", "home", "contact", "due"):
+            person = f"(SELECT person FROM person AS p WHERE p.customer = {table}.customer)"
+            self._db.execute(f"UPDATE OR IGNORE {table} SET customer = {person} WHERE {joined}")
+            self._db.execute(f"DELETE FROM {table} WHERE {joined}")
+
+    def persons(self, customers: Sequence[str]) -> list[str]:  # noqa: D102
+        if self._db.execute("SELECT 1 FROM person LIMIT 1").fetchone() is None:
+            return list(customers)
+        found: dict[str, str] = {}
+        for start in range(0, len(customers), _AT_ONCE):
+            some = customers[start : start + _AT_ONCE]
+            found.update(self._db.execute(f"SELECT customer, person FROM person WHERE customer IN ({_holes(some)})", some).fetchall())
+        return [found.get(one, one) for one in customers]
+
     def put_histories(self, rows: Iterable[tuple[str, str, bytes]]) -> None:  # noqa: D102
         self._db.executemany("INSERT OR REPLACE INTO history VALUES (?, ?, ?)", rows)
 
@@ -289,9 +332,9 @@ class SqliteStore(OnlineStore):
         consents: dict[str, dict[str, tuple[bool, float]]] = {}
         contacts: dict[str, list[PastContact]] = {}
         zones: dict[str, str] = {}
-        for start in range(0, len(customers), 500):
-            some = customers[start : start + 500]
-            holes = ",".join("?" * len(some))
+        for start in range(0, len(customers), _AT_ONCE):
+            some = customers[start : start + _AT_ONCE]
+            holes = _holes(some)
             for customer, channel, granted, at in self._db.execute(
                 f"SELECT customer, channel, granted, since FROM consent WHERE customer IN ({holes}) AND purpose = ?", (*some, purpose)
             ):
@@ -367,14 +410,21 @@ class SqliteStore(OnlineStore):
     def erased(self, customers: Sequence[str]) -> set[str]:  # noqa: D102
         if self._db.execute("SELECT 1 FROM erased LIMIT 1").fetchone() is None:
             return set()
+        gone = {digest for (digest,) in self._db.execute("SELECT digest FROM erased")} if len(customers) > _AT_ONCE else None
+        if gone is not None:
+            return {one for one in customers if subject(one) in gone}
         return {one for one in customers if self._db.execute("SELECT 1 FROM erased WHERE digest = ?", (subject(one),)).fetchone()}
+
+    def ids_of(self, person: str) -> list[str]:  # noqa: D102
+        return [person, *(one for (one,) in self._db.execute("SELECT customer FROM person WHERE person = ?", (person,)))]
 
     def erase(self, customer: str) -> None:  # noqa: D102
         with self.transaction():
-            self._db.execute("DELETE FROM outcome WHERE decision IN (SELECT id FROM decision WHERE customer = ?)", (customer,))
-            self._db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (subject(customer),))
-            for table in _OF_CUSTOMER:
-                self._db.execute(f"DELETE FROM {table} WHERE customer = ?", (customer,))
+            for one in self.ids_of(customer):
+                self._db.execute("DELETE FROM outcome WHERE decision IN (SELECT id FROM decision WHERE customer = ?)", (one,))
+                self._db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (subject(one),))
+                for table in _OF_CUSTOMER:
+                    self._db.execute(f"DELETE FROM {table} WHERE customer = ?", (one,))
         for _ in range(100):  # the log ahead of the file still holds the old pages until no reader needs them
             if not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 return

@@ -34,6 +34,7 @@ IDENTITY = "identity.json"
 _LISTS = dict(zip((*table.WEEKLY, *table.EVENTS), (pa.int32(), pa.float32(), pa.int8(), pa.float32()), strict=True))
 NEXT_ORDER = ("low", "median", "high")
 """The quantiles .1, .5 and .9 of the days to the next order."""
+_MODELLED = ("p", "value", "segment", "silence_days")
 RFMB = ("recency_days", "frequency_orders", "monetary_net", "r_score", "f_score", "m_score", "b_score", "rfmb_score")
 Why = tuple[list[dict[str, Any]], str]
 """Reasons, and the churn reason."""
@@ -247,11 +248,13 @@ class Engine:
 
     def situations(self, ones: Sequence[One], standings: Mapping[str, Any]) -> decide.Situation:
         """What a policy looks at; ``standings`` are the fields that the online store knows."""
-        p, value, segment, silence = (
-            np.array([getattr(scored, name)[place] for scored, place in ones]) for name in ("p", "value", "segment", "silence_days")
-        )
-        touched = np.array([scored.touchpoints_NP[place] for scored, place in ones])
-        return decide.Situation(p, value, segment, touched, silence, **standings)
+        return decide.Situation(**self._modelled(ones), **standings)
+
+    @staticmethod
+    def _modelled(ones: Sequence[One]) -> dict[str, Any]:
+        """What the model and the table tell of customers, as fields of a `decide.Situation`."""
+        found = {name: np.array([getattr(scored, name)[place] for scored, place in ones]) for name in _MODELLED}
+        return found | {"touchpoints_NP": np.array([scored.touchpoints_NP[place] for scored, place in ones])}
 
     def answer(self, one: One, name: str, pseudonym: str, why: Why | None) -> dict[str, Any]:
         """The fields of `schemas.Scored`, but for what is done about the customer."""
@@ -280,15 +283,11 @@ class Engine:
             return []
         if any(scored.segment is None for scored, _ in ones):
             return [dict.fromkeys(("tier", "strategy", "channel", "expected_gain"))] * len(ones)
-        s = self.situations(ones, decide.open_standings(len(ones)))
-        found = decide.options(self.policy, s)
-        tiers = found.allowed_NT.argmax(axis=1)
         reason = np.array([-1 if one is None else REASONS.index(one[1]) for one in why])  # type: ignore[arg-type]
-        rule, channel = decide.refined(self.policy, s, found, tiers, reason)
-        return [
-            {**decide.action(self.policy, *row), "expected_gain": gains(amounts)}
-            for row, amounts in zip(zip(tiers.tolist(), rule.tolist(), channel.tolist(), strict=True), found.gains_NT.tolist(), strict=True)
-        ]
+        found = decide.recommended(self.policy, **self._modelled(ones), reason=reason)
+        rows = zip(found.tiers.tolist(), found.rule.tolist(), found.channel.tolist(), strict=True)
+        told = zip(rows, found.gains_NT.tolist(), strict=True)
+        return [{**decide.action(self.policy, *row), "expected_gain": gains(amounts)} for row, amounts in told]
 
     def pseudonym(self, customer_id: str) -> str:
         """The pseudonym of an id; a pseudonym of the table stands for itself."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -136,3 +137,31 @@ def test_two_accounts_of_one_person_are_one_row_from_the_link_on() -> None:
     }
     assert by_moment[moments[0]] == {"c1": 1.0, "c2": 1.0, "c3": 1.0}
     assert by_moment[moments[1]] == {"c1": 2.0, "c3": 1.0}
+
+
+@pytest.mark.parametrize("ids", [["c1", "c1"], ["c1", "c2"]])
+def test_a_day_learnt_of_in_parts_or_under_two_ids_is_one_day(ids: list[str]) -> None:
+    """As a snapshot alone sees it: the other snapshot must not show."""
+    day, earlier = SNAPSHOT - timedelta(days=20), SNAPSHOT - timedelta(days=15)
+    parts = [
+        {"happened_at": day, "arrived_at": arrived, "kind": "view", "seconds": 60.0} for arrived in (day, SNAPSHOT - timedelta(days=9))
+    ]
+    order = {"ordered_at": SNAPSHOT - timedelta(days=50), "lines": [{"quantity": 1.0, "amount": 10.0}]}
+
+    def found(names: list[str]) -> dict[str, pa.Table]:
+        people: dict[str, dict[str, Any]] = {name: {"customer_id": name, "orders": [], "events": []} for name in names}
+        for number, (name, part) in enumerate(zip(names, parts, strict=True)):
+            people[name]["orders"].append({**order, "order_id": f"o{number}"})
+            people[name]["events"].append(part)
+        return tables(list(people.values()))
+
+    two, seen = found(ids), pa.array([SNAPSHOT - timedelta(days=30)], pa.timestamp("us"))
+    pair = {"left_kind": ["customer"], "right_kind": ["customer"], "left_id": ["c1"], "right_id": [ids[1]]}
+    two["identities"] = pa.table(pair | {"seen_at": seen, "arrived_at": seen})
+    database = connection(two)
+    identity.join(database, [earlier, SNAPSHOT], LOOSE)
+    rows = linked_rows(database, [earlier, SNAPSHOT])
+    assert MANIFEST.fitted is not None
+    late = rows.filter(pa.compute.equal(rows["snapshot"], pa.scalar(SNAPSHOT, pa.timestamp("us"))))
+    assert late["browse_days_total"].to_pylist() == [1.0]
+    same(features_of(found(["c1", "c1"])), MANIFEST.fitted.apply(late))

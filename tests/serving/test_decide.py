@@ -19,6 +19,8 @@ POLICY = read()
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()
 TOUCHED = [touchpoint.name for touchpoint in TOUCHPOINTS]
 NONE, NUDGE, OFFER, CONCIERGE = range(4)
+MODELLED = ("p", "value", "segment", "touchpoints_NP", "silence_days")
+"""Fields of a situation that come from the model and the table."""
 
 
 def situation(
@@ -402,6 +404,21 @@ def test_a_row_alone_is_decided_as_in_a_batch_to_the_last_bit() -> None:
             np.testing.assert_array_equal(getattr(alone, name)[0], getattr(together, name)[row])
         assert decide.choice(policy, alone, np.array([0.3, 5.0]))[0] == tiers[row]
         assert [int(found[0]) for found in decide.refined(policy, s.at(one), alone, tiers[one], reason[one])] == [rule[row], channel[row]]
+
+
+def test_a_recommendation_is_the_decision_about_customers_whom_nothing_keeps_from_a_contact() -> None:
+    """The short way of `recommended` against the long one, together and alone."""
+    n, reasons = 2000, np.random.default_rng(4).integers(-1, len(REASONS), 2000)
+    for policy in (POLICY, shipped_with(unrecoverable={"silence_days": 100, "after_concierge": True})):
+        s = Situation(**{name: getattr(many(n, 3), name) for name in MODELLED}, **decide.open_standings(n))
+        options = decide.options(policy, s)
+        tiers = options.allowed_NT.argmax(axis=1)
+        expected = (options.gains_NT, tiers, *decide.refined(policy, s, options, tiers, reasons))
+        for rows in (slice(0, n), *(slice(row, row + 1) for row in range(0, n, 37))):
+            found = decide.recommended(policy, **{name: getattr(s, name)[rows] for name in MODELLED}, reason=reasons[rows])
+            for name, values in zip(("gains_NT", "tiers", "rule", "channel"), expected, strict=True):
+                np.testing.assert_array_equal(getattr(found, name), values[rows])
+        assert set(np.unique(tiers)) == {0, 1, 2, 3}
 
 
 def test_every_constraint_occurs_in_the_batch_and_no_blocked_tier_is_chosen() -> None:

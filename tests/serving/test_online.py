@@ -56,6 +56,24 @@ class OnlineStoreTests:
         store.put_histories([("a", "orders", b"4")])
         assert store.history("a") == {"orders": b"4", "tickets": b"2"}
 
+    def test_what_is_known_of_a_second_id_becomes_the_persons(self, store: OnlineStore) -> None:
+        store.put_histories([("b", "orders", b"1"), ("a", "orders", b"2")])
+        store.add_events("b", [("e1", "orders", ROW)], 1.0)
+        store.set_consents([("a", "marketing", SMS, True, 5.0), ("b", "marketing", SMS, False, 6.0), ("b", "marketing", MAIL, True, 1.0)])
+        store.set_timezone("b", "Asia/Tokyo")
+        store.add_contacts([("b", 3.0, 1, SMS, False, None)])
+        store.plan_occasion("b", "silent_90d", 1.0)
+        store.set_persons([("b", "a"), ("c", "a")])
+        assert (store.persons(["c", "x", "a", "b"]), store.ids_of("a"), store.ids_of("x")) == (["a", "x", "a", "a"], ["a", "b", "c"], ["x"])
+        assert (store.history("a"), store.history("b"), store.fresh(["a", "b"])) == ({"orders": b"2"}, {}, {"a"})
+        (standing,) = store.standing(["a"], "marketing", 0)
+        assert (standing.consents, standing.timezone, len(standing.contacts)) == ({SMS: False, MAIL: True}, "Asia/Tokyo", 1)
+        assert store.take_due(2.0, 9, 1.0) == [("a", "silent_90d")]
+        store.erase("a")
+        assert (store.persons(["b"]), store.erased(["a", "b", "c", "x"]), store.known()) == (["b"], {"a", "b", "c"}, set())
+        store.set_persons([])
+        assert store.persons(["c"]) == ["c"]
+
     def test_an_event_told_again_changes_nothing(self, store: OnlineStore) -> None:
         assert store.add_events("a", [("e1", "orders", ROW), ("e2", "tickets", {})], 1.0) == 2
         assert store.add_events("a", [("e1", "orders", {"other": 1}), ("e3", "returns", {})], 2.0) == 1

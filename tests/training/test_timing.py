@@ -38,6 +38,16 @@ def test_quantiles_cover_what_they_promise_and_beat_the_same_for_everybody() -> 
     assert pinball(days, found[:, 1], 0.5) < 0.95 * pinball(days, np.full(days.size, np.median(days)), 0.5)
 
 
+def test_a_row_alone_is_told_as_in_a_batch_to_the_last_bit() -> None:
+    train, _ = world(3_000, 1)
+    model, p = Timing.fit(train, HORIZON, 1), np.random.default_rng(3).random(300)
+    together = model.quantiles(train.at(np.arange(300)), p)
+    alone = [model.quantiles(train.at(slice(row, row + 1)), p[row : row + 1])[0] for row in range(300)]
+    assert np.array_equal(np.array(alone), together)
+    assert (together == HORIZON).any()
+    assert (together < HORIZON).any()
+
+
 def test_a_saved_model_says_the_same_and_certain_churn_is_beyond_the_horizon(tmp_path: Path) -> None:
     train, _ = world(3_000, 1)
     model = Timing.fit(train, HORIZON, 1)

@@ -5,8 +5,10 @@ how many do not order within it. Together they are the distribution of the time 
 """
 
 import json
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,9 @@ class Timing:
         """
         if not len(rows):
             return np.empty((0, len(at)))
-        share = self._single(rows.x_NF[0])[None] if len(rows) == 1 else np.asarray(self.booster.predict(rows.x_NF, num_threads=1))
+        if len(rows) == 1:
+            return np.array([self._of_one(self._single(rows.x_NF[0]).tolist(), float(p[0]), at)])
+        share = np.asarray(self.booster.predict(rows.x_NF, num_threads=1))
         reached = np.concatenate([np.zeros((len(rows), 1)), np.cumsum(share, axis=1)], axis=1) * (1 - p)[:, None]
         days = np.array(EDGES) * self.horizon_days
         found = np.full((len(rows), len(at)), float(self.horizon_days))
@@ -70,6 +74,19 @@ class Timing:
             row, low = np.flatnonzero(inside), place[inside]
             part = (quantile - reached[row, low]) / np.maximum(reached[row, low + 1] - reached[row, low], 1e-12)
             found[row, column] = days[low] + part * (days[low + 1] - days[low])
+        return found
+
+    def _of_one(self, share: list[float], p: float, at: tuple[float, ...]) -> list[float]:
+        """The same for one row, without arrays."""
+        reached, days = [sum_ * (1 - p) for sum_ in accumulate(share, initial=0.0)], [edge * self.horizon_days for edge in EDGES]
+        found = []
+        for quantile in at:
+            low = bisect_left(reached, quantile) - 1
+            if low >= len(EDGES) - 1:
+                found.append(float(self.horizon_days))
+                continue
+            part = (quantile - reached[low]) / max(reached[low + 1] - reached[low], 1e-12)
+            found.append(days[low] + part * (days[low + 1] - days[low]))
         return found
 
     @cached_property
