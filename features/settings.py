@@ -1,5 +1,6 @@
 """Places and secrets, from the environment; nothing here is a choice of a run or a definition."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,3 +73,17 @@ class Settings(BaseSettings):
     def of(self, dataset: str) -> Path:
         """Folder of one data set: ``sources.json``, ``parts/``, ``features.parquet``, ``optuna.db``."""
         return self.home / "datasets" / dataset
+
+    def mlflow(self) -> Any:
+        """An `MlflowClient` of tracking and registry; also makes them the process's default, which ``models:/`` URIs are resolved by.
+
+        MLflow exports what it is told to the environment; left there, it would take the place of the next home's own store.
+        """
+        import mlflow
+
+        before = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(self.tracking_uri)
+        mlflow.set_registry_uri(self.tracking_uri)
+        if before is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        return mlflow.MlflowClient(self.tracking_uri, self.tracking_uri)

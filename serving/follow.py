@@ -24,10 +24,8 @@ KEPT = 4
 
 def follow(name: str, alias: str, folder: Path, features: Path | None) -> None:
     """Look at the alias every ``HOLDFAST_FOLLOW_SECONDS``, for ever."""
-    import mlflow
-
     settings = Settings()
-    client = mlflow.MlflowClient(settings.tracking_uri, settings.tracking_uri)
+    client = settings.mlflow()
     handled: Any = None
     while True:
         try:

@@ -66,8 +66,7 @@ def fetch(settings: Settings, name: str, alias: str, into: Path, policy: Path | 
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    client = mlflow.MlflowClient(settings.tracking_uri, settings.tracking_uri)
-    mlflow.set_tracking_uri(settings.tracking_uri)
+    client = settings.mlflow()
     try:
         version = client.get_model_version_by_alias(name, alias)
     except MlflowException:
@@ -75,15 +74,16 @@ def fetch(settings: Settings, name: str, alias: str, into: Path, policy: Path | 
     if alias == "champion" and version.tags.get("holdfast.gates") != "pass":
         raise RefusedError(f"models:/{name}@{alias} (v{version.version}) passed no promotion gate: use `holdfast promote`")
     shutil.rmtree(into, ignore_errors=True)
-    copied = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}", dst_path=str(into / "download")))
+    model = f"models:/{name}/{version.version}"
+    copied = Path(mlflow.artifacts.download_artifacts(model, dst_path=str(into / "download")))
     found = next(iter(sorted(copied.rglob("digests.json"))), None)
     if found is None:
-        raise InputError(f"models:/{name}/{version.version}", "holds no saved model", "train again: `holdfast train`")
+        raise InputError(model, "holds no saved model", "train again: `holdfast train`")
     shutil.move(found.parent, into / "model")
     shutil.rmtree(into / "download")
     digest = verify(into / "model")
     if digest != version.tags.get("holdfast.digest"):
-        raise InputError(f"models:/{name}/{version.version}", "its files do not have the registered digest", "train and promote again")
+        raise InputError(model, "its files do not have the registered digest", "train and promote again")
     shutil.copy(policy or policies.default_file(), into / "policy.toml")
     policies.read(into / "policy.toml")
     kind = version.tags["holdfast.model"]
@@ -217,10 +217,7 @@ def _copy_code(stage: Path) -> None:
 
 def _registered(settings: Settings, identity: dict[str, Any]) -> datetime:
     """When the registry got the model: a time that is the champion's own, to the second."""
-    import mlflow
-
-    client = mlflow.MlflowClient(settings.tracking_uri, settings.tracking_uri)
-    version = client.get_model_version(identity["model_name"], identity["model_version"])
+    version = settings.mlflow().get_model_version(identity["model_name"], identity["model_version"])
     return datetime.fromtimestamp(version.creation_timestamp // 1000, UTC)
 
 

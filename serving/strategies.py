@@ -78,10 +78,11 @@ class Budgeted(Strategy):
 
 
 class Randomised(Strategy):
-    """For experiments: with probability ``share`` a tier drawn evenly among the allowed ones, else what `Budgeted` chooses.
+    """For experiments: with probability ``share`` a tier drawn evenly among the allowed ones, else what `Budgeted` chooses for everybody.
 
-    The propensity logged is that of the tier chosen, under the budgeted choice for everybody; where a draw finds nothing left of a
-    resource the customer gets none, and a propensity of NaN: such rows are no part of an experiment.
+    Who is not drawn is served first, which always fits; draws share what the others would have had. A draw that finds nothing left
+    becomes no contact with a propensity of NaN: such rows are no part of an experiment. The propensity logged is that of the tier
+    chosen among rows that are part of it; how often a draw of each tier is served is counted in the day itself.
     """
 
     name = "randomised"
@@ -92,17 +93,22 @@ class Randomised(Strategy):
         self.share, self.random = share, np.random.default_rng(seed)
 
     def choose(self, gains_NT: Floats, p_N: Floats, use_KT: Floats, limits_K: Floats) -> Chosen:
-        """Draws first, then the rest of the day in the order of the customers."""
+        """Those not drawn, then the draws in a random order."""
         best = Budgeted().choose(gains_NT, p_N, use_KT, limits_K)
-        allowed_NT = np.isfinite(gains_NT)
+        allowed_NT, rows = np.isfinite(gains_NT), np.arange(len(p_N))
         number = allowed_NT.sum(axis=1)
-        drawn = self.random.random(len(p_N)) < self.share
-        kth = np.floor(self.random.random(len(p_N)) * number).astype(np.int64)
+        drawn = self.random.random(rows.size) < self.share
+        kth = np.floor(self.random.random(rows.size) * number).astype(np.int64)
         tier = np.where(drawn, (np.cumsum(allowed_NT, axis=1) > kth[:, None]).argmax(axis=1), best.tiers)
         wish_NT = np.where(np.arange(gains_NT.shape[1]) == tier[:, None], 1.0, -np.inf)
         wish_NT[:, 0] = np.where(tier == 0, 1.0, 0.0)
-        got = _in_order(np.argsort(~drawn, kind="stable"), wish_NT, use_KT, limits_K)
-        propensity = self.share / number + np.where(got == best.tiers, 1 - self.share, 0.0)
+        order = self.random.permutation(rows.size)
+        got = _in_order(order[np.argsort(drawn[order], kind="stable")], wish_NT, use_KT, limits_K)
+        served_T = np.array(
+            [np.mean(got[drawn & (tier == t)] == t) if (drawn & (tier == t)).any() else 1.0 for t in range(wish_NT.shape[1])]
+        )
+        part_of_it = 1 - self.share * (1 - (allowed_NT * served_T).sum(axis=1) / number)
+        propensity = (self.share * served_T[got] / number + np.where(got == best.tiers, 1 - self.share, 0.0)) / part_of_it
         return Chosen(got, np.where(got == tier, propensity, np.nan), best.prices_K, best.allocation)
 
 

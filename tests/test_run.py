@@ -17,7 +17,9 @@ from mlflow import MlflowClient
 
 from features import table
 from features.cli import commands, stage_of
+from features.settings import Settings
 from tests.conftest import HOLDFAST, ROOT, Shop, clean_environment, cli
+from training import tracking
 
 MODELS = ["recency", "logistic_rfm", "bgnbd", "logistic", "lightgbm", "lstm", "blend"]
 REGISTERED = {"lightgbm", "lstm", "blend"}
@@ -31,10 +33,7 @@ def facts(fake_run: Shop) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def client(fake_run: Shop) -> MlflowClient:
-    uri = f"sqlite:///{fake_run.home / 'mlflow.db'}"
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    return MlflowClient(uri, uri)
+    return tracking.connect(Settings(home=fake_run.home))
 
 
 def test_run_json_has_every_model_with_intervals_on_the_same_rows(facts: dict) -> None:
@@ -110,8 +109,7 @@ def test_pyfunc_predicts_from_a_feature_table_frame(client: MlflowClient, fake_r
 def test_mlflow_evaluates_the_champion_to_its_brier_score(fake_run: Shop, facts: dict, tmp_path: Path) -> None:
     """Probabilities are numbers to MLflow: their mean squared error is the Brier score. In a copy, as MLflow writes a run."""
     shutil.copytree(fake_run.home, tmp_path / "home")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'home/mlflow.db'}")
-    mlflow.set_registry_uri(f"sqlite:///{tmp_path / 'home/mlflow.db'}")
+    tracking.connect(Settings(home=tmp_path / "home"))
     manifest = table.read_manifest(fake_run.places.features)
     frame = table.read(fake_run.places.features, [manifest.test]).to_pandas()
     columns = [one.name for one in mlflow.pyfunc.load_model("models:/holdfast-churn@champion").metadata.signature.inputs.inputs]

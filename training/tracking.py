@@ -27,17 +27,11 @@ def connect(settings: Settings) -> MlflowClient:
     """A client of the tracking server; also makes it the process's default, for pyfunc logging."""
     import logging
 
-    import mlflow
-
     settings.home.mkdir(parents=True, exist_ok=True)
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    exported = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(settings.tracking_uri)
-    mlflow.set_registry_uri(settings.tracking_uri)
-    if exported is None:  # MLflow exports what it is told; left there, it would take the place of the next home's own store
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    return MlflowClient(settings.tracking_uri, settings.tracking_uri)
+    client: MlflowClient = settings.mlflow()
+    return client
 
 
 def experiment_id(client: MlflowClient, settings: Settings) -> str:

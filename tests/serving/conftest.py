@@ -1,20 +1,32 @@
-"""A running service of the fake shop's champion, and clients of it."""
+"""A running service of the fake shop's champion with a client of it, and a packaged model of the embedded sample."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
+from features.files import write_json
 from features.settings import Settings
-from serving import package, server
+from serving import package as packaging
+from serving import policy, server
+from serving.score import IDENTITY
 from tests.conftest import Shop
+from training.dataset import TrainingData
+from training.models.calibration import Calibration
+from training.models.level import Forecast, Level
+from training.models.lightgbm import LightGBM
+from training.models.scorer import Scorer
+from training.models.timing import Timing
+
+PARAMS = {"learning_rate": 0.06, "num_leaves": 31, "min_data_in_leaf": 100, "feature_fraction": 0.5, "rounds": 120}
 
 
 @pytest.fixture(scope="session")
 def address(fake_run: Shop) -> Iterator[str]:
     """The packaged Bento, served by BentoML on a free port."""
     settings = Settings(home=fake_run.home)
-    told = package.packaged(settings)
+    told = packaging.packaged(settings)
     env = server.environment(settings, fake_run.places.features, auth="off", online=str(fake_run.home / "served.db"))
     with server.running(told["path"], env, fake_run.home / "service.log") as found:
         yield found
@@ -24,3 +36,18 @@ def address(fake_run: Shop) -> Iterator[str]:
 def client(address: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=address, timeout=60) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def package(sample_features: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LightGBM of the sample, packaged as `holdfast package` does."""
+    data = TrainingData.read(sample_features.places.features)
+    model = LightGBM.fit(PARAMS, data.before(data.split.test), 1)
+    folder = tmp_path_factory.mktemp("package")
+    level = Level({data.split.test: Forecast(0.6, 0.5, 0.7, 0.6, None, 0, 0.1, -0.2)})
+    timing = Timing.fit(data.before(data.split.test), data.manifest.horizon_days, 1)
+    digest = Scorer(model, Calibration("platt", [1.1]), level, data.manifest, timing).save(folder / "model")
+    (folder / "policy.toml").write_text(policy.default_file().read_text())
+    identity = {"model_name": "holdfast-churn", "model_version": "1", "model": "lightgbm", "digest": digest, "run_id": "x"}
+    write_json(folder / IDENTITY, identity)
+    return folder

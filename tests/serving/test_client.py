@@ -21,7 +21,6 @@ from features import table
 from serving import keys, policy, schemas, server
 from serving.client import ApiError, AsyncClient, Client, Timeouts
 from tests.conftest import Shop
-from tests.serving.test_parity import package as package
 
 BOTH = pytest.mark.parametrize("kind", [Client, AsyncClient])
 SECRET = "jane.doe@example.org"

@@ -12,9 +12,7 @@ from serving.load import LOADED, load
 from serving.online import SqliteStore
 from serving.score import Engine
 from tests.conftest import Shop
-from tests.serving.test_parity import package
 
-__all__ = ["package"]
 CUSTOMERS = 300
 
 

@@ -9,35 +9,12 @@ import numpy as np
 import pytest
 
 from features import table
-from features.files import write_json
 from serving import policy, server
-from serving.score import IDENTITY, Engine
+from serving.score import Engine
 from tests.conftest import Shop
 from tests.serving.raw import histories
-from training.dataset import TrainingData
-from training.models.calibration import Calibration
-from training.models.level import Forecast, Level
-from training.models.lightgbm import LightGBM
-from training.models.scorer import Scorer
-from training.models.timing import Timing
 
 CUSTOMERS = 200
-PARAMS = {"learning_rate": 0.06, "num_leaves": 31, "min_data_in_leaf": 100, "feature_fraction": 0.5, "rounds": 120}
-
-
-@pytest.fixture(scope="module")
-def package(sample_features: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LightGBM of the sample, packaged as `holdfast package` does."""
-    data = TrainingData.read(sample_features.places.features)
-    model = LightGBM.fit(PARAMS, data.before(data.split.test), 1)
-    folder = tmp_path_factory.mktemp("package")
-    level = Level({data.split.test: Forecast(0.6, 0.5, 0.7, 0.6, None, 0, 0.1, -0.2)})
-    timing = Timing.fit(data.before(data.split.test), data.manifest.horizon_days, 1)
-    digest = Scorer(model, Calibration("platt", [1.1]), level, data.manifest, timing).save(folder / "model")
-    (folder / "policy.toml").write_text(policy.default_file().read_text())
-    identity = {"model_name": "holdfast-churn", "model_version": "1", "model": "lightgbm", "digest": digest, "run_id": "x"}
-    write_json(folder / IDENTITY, identity)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -144,6 +144,31 @@ def test_randomised_reaches_every_allowed_tier_so_that_its_propensities_add_up_t
         assert sum(seen.values()) == pytest.approx(1)
 
 
+def test_where_draws_run_out_the_logged_propensity_is_the_frequency_among_the_rows_of_the_experiment() -> None:
+    n, gains = 20_000, alike(20_000)
+    limits_K = np.array([np.inf, 0.25 * 3_000])  # advisors for 3,000, whom budgeted gives to whom they gain most
+    best, chosen = Budgeted().choose(*gains, USE_KT, limits_K).tiers, Randomised(0.4, seed=5).choose(*gains, USE_KT, limits_K)
+    kind, there = np.repeat(np.arange(4), n), ~np.isnan(chosen.propensity_N)
+    assert 0.02 < np.mean(~there) < 0.2
+    checked = 0
+    for group in {(k, b) for k, b in zip(kind.tolist(), best.tolist(), strict=True)}:
+        rows = there & (kind == group[0]) & (best == group[1])
+        for tier in np.unique(chosen.tiers[rows]):
+            (logged,) = np.unique(chosen.propensity_N[rows & (chosen.tiers == tier)])
+            assert np.mean(chosen.tiers[rows] == tier) == pytest.approx(logged, abs=4 * np.sqrt(logged * (1 - logged) / rows.sum()) + 1e-12)
+            checked += 1
+    assert checked > 8
+
+
+@pytest.mark.parametrize("seed", range(DAYS))
+def test_an_experiment_leaves_the_others_what_budgeted_gives_them(seed: int) -> None:
+    gains_NT, p_N = day(seed, 3000)
+    limits_K = LIMITS_K * 10
+    best, chosen = Budgeted().choose(gains_NT, p_N, USE_KT, limits_K), Randomised(0.1, seed=seed).choose(gains_NT, p_N, USE_KT, limits_K)
+    assert np.mean(chosen.tiers == best.tiers) > 0.9
+    assert gain(gains_NT, chosen) > 0.88 * gain(gains_NT, best)
+
+
 def test_randomised_draws_anew_each_time_and_otherwise_for_another_seed() -> None:
     strategy, other = Randomised(0.5, seed=1), Randomised(0.5, seed=2)
     first, second, third = (one.choose(*day(1), USE_KT, UNLIMITED_K).tiers for one in (strategy, strategy, other))

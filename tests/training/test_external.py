@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features.settings import Settings
 from tests.conftest import cli
+from training import tracking
 
 MOMENTS = [datetime(2024, 1, 1) + timedelta(days=30 * k) for k in range(14)]
 
@@ -39,8 +41,7 @@ def test_a_teams_own_table_is_tuned_blended_registered_and_served_by_pyfunc(tmp_
     facts = json.loads(next((tmp_path / "home").rglob("training.json")).read_text())
     assert set(facts["test"]["models"]) == {"lightgbm", "logistic", "blend"}
     assert facts["test"]["models"]["blend"]["auc"][0] > 0.8
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'home/mlflow.db'}")
-    mlflow.set_registry_uri(f"sqlite:///{tmp_path / 'home/mlflow.db'}")
+    tracking.connect(Settings(home=tmp_path / "home"))
     p = mlflow.pyfunc.load_model("models:/holdfast-churn-own@challenger").predict(given[["silence, days", "visits"]].astype(float))
     assert np.corrcoef(p, given["silence, days"])[0, 1] > 0.7
 
