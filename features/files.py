@@ -28,15 +28,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Hold a folder for this process; the kernel lets go of it however the process ends.
 
-    Raises InputError when another process holds it.
+    When another process holds it, wait for it, or raise InputError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise InputError(str(folder), "another Holdfast run is writing here", "wait for it, or set another HOLDFAST_HOME") from None
         yield

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from serving import metrics, openapi, schemas
+from serving import erase, metrics, openapi, schemas
 from serving.answers import Refusal, invalid, json_response, problem
 from serving.audit import Audit
 from serving.champions import Champions, trial
@@ -84,6 +85,7 @@ class Api:
             f"policy:{self.champions.current.policy.digest}", self.champions.current.policy.model_dump(mode="json", by_alias=True)
         )
         self._gauges()
+        self._finish_erasures()
         self._warm_up()
         rounds = [
             (POLL_SECONDS, self._follow),
@@ -249,15 +251,21 @@ class Api:
 
     async def erase(self, request: Request) -> Response:
         """``DELETE /v1/customers/{id}``; the files of the batch follow in a process of their own."""
-        pseudonyms = await self.desk.write(lambda: self.desk.erase(request.path_params["id"]))
+        pseudonyms = await self.desk.write(lambda: self.desk.erase(request.path_params["id"], partial(erase.ask, self.setup.home)))
         self._audited(request, "erase", 200, 1, pseudonyms[0])
-        line = [sys.executable, "-m", "serving.erase", str(self.setup.home)]
-        child = subprocess.Popen(line, stdin=subprocess.PIPE, start_new_session=True, preexec_fn=_deaf)
-        assert child.stdin is not None
-        child.stdin.write("\n".join(pseudonyms).encode())
-        child.stdin.close()
-        self.children[f"erase {child.pid}"] = child
+        self._erase_files()
         return json_response({"status": "erased", "pseudonym": pseudonyms[0]})
+
+    def _erase_files(self) -> None:
+        child = subprocess.Popen([sys.executable, "-m", "serving.erase", str(self.setup.home)], start_new_session=True, preexec_fn=_deaf)
+        self.children[f"erase {child.pid}"] = child
+
+    def _finish_erasures(self) -> None:
+        """What was asked for and not done before a kill."""
+        if found := erase.asked(self.setup.home):
+            for pseudonyms in found.values():
+                self.desk.store.erase(pseudonyms[0])
+            self._erase_files()
 
     async def model(self, request: Request) -> Response:
         """``GET /v1/model``."""

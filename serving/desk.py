@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -291,10 +292,18 @@ class Desk:
             "decisions": [logged(body, name) for body in self.store.decisions_of(name, 10)],
         }
 
-    def erase(self, customer_id: str) -> list[str]:
-        """Remove a person from the online store; returns the pseudonyms of all ids, the person's own first, for the files of the batch."""
+    def erase(self, customer_id: str, ask: Callable[[Sequence[str]], Path]) -> list[str]:
+        """Remove a person from the online store; returns the pseudonyms of all ids, the person's own first.
+
+        ``ask`` leaves word, before anything is removed, that the files of the batch are to follow.
+        """
         names = self.store.ids_of(self._name(customer_id))
-        self.store.erase(names[0])
+        word = ask(names)
+        try:
+            self.store.erase(names[0])
+        except BaseException:  # not erased, and the caller is told so
+            word.unlink(missing_ok=True)
+            raise
         return names
 
     def _persons(self, engine: Engine, customer_ids: Sequence[str]) -> list[str]:

@@ -1,23 +1,28 @@
-"""Removes a person from every file of a home: ``python -m serving.erase HOME``, the pseudonyms on standard input, one a line.
+"""Removes persons from every file of a home: ``python -m serving.erase HOME`` does what `ask` has left to do.
 
-The service starts it after it has erased the customer from the online store. Files that hold the customer are written anew without, each
-whole or not at all; what is done already stays done if it is killed. The shop's own source files are the shop's.
+The service asks when it erases somebody from the online store, and starts this; when it starts itself it looks for what a kill has left
+undone. Files that hold the person are written anew without, each whole or not at all, one erasure after another and never beside a run
+that writes the same files. The shop's own source files are the shop's.
 """
 
 import os
 import sqlite3
 import sys
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.files import replacing
+from features.files import locked, replacing, write_text
 
 IDS = ("customer_id", "left_id", "right_id", "person_id")
 ORDER = "order_id"
+ASKED = Path("serving") / "erasing"
+"""Folder of a home with a file for each person still to be removed."""
 
 
 def erase(home: Path, pseudonym: str) -> list[Path]:
@@ -66,14 +71,31 @@ def _vacuumed(file: Path, pseudonym: str) -> bool:
     return True
 
 
+def ask(home: Path, pseudonyms: Sequence[str]) -> Path:
+    """Leave word of a person to remove, with all pseudonyms; the file goes when it is done."""
+    return write_text(home / ASKED / uuid4().hex, "\n".join(pseudonyms))
+
+
+def asked(home: Path) -> dict[Path, list[str]]:
+    """Whom to remove, by the file that says so."""
+    found = {}
+    for file in sorted(file for file in (home / ASKED).glob("*") if not file.name.startswith(".")):
+        with suppress(FileNotFoundError):  # done meanwhile
+            found[file] = file.read_text(encoding="utf-8").split()
+    return found
+
+
 def main() -> None:
     """Tell how many files changed, never whose."""
-    pseudonyms = sys.stdin.read().split()
     if os.fork():  # the service's supervisor ends whatever its workers have started: this work is to be finished
         return
     os.setsid()
-    changed = {file for one in pseudonyms for file in erase(Path(sys.argv[1]), one)}
-    print(f"erased a customer from {len(changed)} file(s)", flush=True)
+    home = Path(sys.argv[1])
+    with locked(home, wait=True):
+        for file, pseudonyms in asked(home).items():
+            changed = {changed for one in pseudonyms for changed in erase(home, one)}
+            file.unlink()
+            print(f"erased a customer from {len(changed)} file(s)", flush=True)
 
 
 if __name__ == "__main__":

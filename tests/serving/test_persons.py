@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from serving.champions import Champions
 from serving.daily import Round
 from serving.decisions import Decider
 from serving.desk import Desk
+from serving.erase import ask, asked
 from serving.load import LOADED, load
 from serving.online import SqliteStore
 from serving.score import Engine
@@ -159,10 +161,11 @@ def test_a_link_learnt_later_brings_what_was_told_by_the_other_id(desk: Desk, sh
     assert (fresh.history(hidden), fresh.events(hidden), fresh.standing([hidden], "marketing", 0)[0].consents) == ({}, [], {})
 
 
-def test_an_erasure_by_one_id_removes_the_person_under_all(desk: Desk, shop: Shop, two: tuple[str, str]) -> None:
+def test_an_erasure_by_one_id_removes_the_person_under_all(desk: Desk, shop: Shop, two: tuple[str, str], tmp_path: Path) -> None:
     other, person = two
     hidden = desk.champions.current.pseudonyms(other)
-    assert desk.erase(other) == [person, hidden]
+    assert desk.erase(other, partial(ask, tmp_path)) == [person, hidden]
+    assert list(asked(tmp_path).values()) == [[person, hidden]]
     for name in (other, person):
         with pytest.raises(Refusal):
             asyncio.run(desk.profile(name))

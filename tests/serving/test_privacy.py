@@ -23,7 +23,7 @@ from features import mapping
 from features.pseudonym import Pseudonyms
 from features.settings import Settings
 from serving import package as packaging
-from serving import server
+from serving import erase, server
 from serving.package import SERVICE
 from tests import fake_shop
 from tests.conftest import HOLDFAST, ROOT, Shop, clean_environment
@@ -413,16 +413,40 @@ def test_an_erasure_during_decisions_leaves_nothing_behind(shop: Private) -> Non
     assert not {pseudonym(name) for name in names} & {one for (one,) in rows}
 
 
+def gone(shop: Private, *customers: str) -> bool:
+    """Whether some customers are in no file of the home, at the latest after the time an erasure may take."""
+    end = time.monotonic() + ERASED_SECONDS
+    while (left := places_of(shop.home, *map(pseudonym, customers))) and time.monotonic() < end:
+        time.sleep(1)
+    return left == {}
+
+
+def test_erasures_asked_for_at_once_undo_none_of_each_other(shop: Private) -> None:
+    """Each rewrites the same files."""
+    customers = scored(shop)[20:28]
+    assert len(places_of(shop.home, *map(pseudonym, customers))) == len(customers)
+    with ThreadPoolExecutor(8) as pool, shop.client as client:
+        assert {answer.status_code for answer in pool.map(lambda one: client.delete(f"/v1/customers/{one}"), customers)} == {200}
+    assert gone(shop, *customers)
+
+
+def test_an_erasure_cut_short_by_a_kill_is_finished_at_the_next_start(shop: Private, tmp_path: Path) -> None:
+    customer, folder = scored(shop)[-2], shop.home / "serving" / "champion"
+    erase.ask(shop.home, [pseudonym(customer)])
+    given = server.environment(Settings(home=shop.home), shop.places.features, folder, auth="off", online=str(shop.online))
+    with server.running(SERVICE, {**os.environ, **given, "HOLDFAST_ID_KEY": KEY}, tmp_path / "third.log") as address:
+        assert httpx.get(f"{address}/v1/customers/{customer}", timeout=60).status_code == 404
+        assert gone(shop, customer)
+    assert erase.asked(shop.home) == {}
+
+
 def test_an_erasure_is_finished_though_the_service_stops_right_after(shop: Private, tmp_path: Path) -> None:
     env = {**os.environ, "HOLDFAST_ID_KEY": KEY}
     customer, folder = scored(shop)[-1], shop.home / "serving" / "champion"
     given = server.environment(Settings(home=shop.home), shop.places.features, folder, auth="off", online=str(shop.online))
     with server.running(SERVICE, env | given | {"HOLDFAST_ID_KEY": KEY}, tmp_path / "second.log") as address:
         assert httpx.delete(f"{address}/v1/customers/{customer}", timeout=60).status_code == 200
-    end = time.monotonic() + ERASED_SECONDS
-    while (left := places_of(shop.home, pseudonym(customer))) and time.monotonic() < end:
-        time.sleep(1)
-    assert left == {}
+    assert gone(shop, customer)
 
 
 @pytest.mark.slow
