@@ -3,7 +3,6 @@
 Answers get security headers, and the count and time of every request goes into the metrics.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from starlette.responses import Response
 from serving import metrics
 from serving.answers import problem
 from serving.keys import ANYBODY, Key, Keys
-from serving.work import HOLD_SECONDS
+from serving.work import hold
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -109,7 +108,7 @@ class Guard:
                 message["headers"] = [*message["headers"], *HEADERS, *([] if own else NO_CONTENT)]
             await send(message)
 
-        refusal = self._refusal(scope, where)
+        refusal = _busy if scope["path"] in LISTS and self.full() else self._refusal(scope, where)
         try:
             await (self.inner if refusal is None else refusal)(scope, receive, answering)
         except Exception:
@@ -135,7 +134,7 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limit:
             return _refused("size", 413, "Too large", f"the body is larger than {limit} bytes", {"Connection": "close"})
-        return _busy if scope["path"] in LISTS and self.full() else None
+        return None
 
     def _key(self, headers: dict[bytes, bytes]) -> Key | None:
         if self.keys is None:
@@ -152,11 +151,13 @@ class Guard:
 
 
 async def _busy(scope: Scope, receive: Receive, send: Send) -> None:
-    """503, held back: a caller that asks again at once would cost more than it gets."""
+    """503, held back; under overload most requests end here."""
     metrics.refused.labels("busy").inc()
-    await asyncio.sleep(HOLD_SECONDS)
-    detail = "more requests wait than can be answered in time"
-    await problem(503, "Busy", detail, headers={"Retry-After": "1"})(scope, receive, send)  # type: ignore[arg-type]
+    await hold()
+    await _BUSY(scope, receive, send)  # type: ignore[arg-type]
+
+
+_BUSY = problem(503, "Busy", "more requests wait than can be answered in time", headers={"Retry-After": "1"})
 
 
 def _refused(why: str, status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> Response:

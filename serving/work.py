@@ -1,6 +1,7 @@
 """Whose turn it is: a bounded queue before the work, and raw histories computed together."""
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,12 @@ Result = TypeVar("Result")
 LONGEST_WAIT_SECONDS = 0.2
 PACE_REQUESTS = 50
 """Requests over which the pace is averaged."""
-HOLD_SECONDS = 1.0
-"""A refusal is held back for so long: a caller that asks again at once would cost more than it gets."""
+HOLD_SECONDS = 1.5
+
+
+async def hold() -> None:
+    """Hold a refusal back for about `HOLD_SECONDS`: who asks again at once costs more than it gets; not all at one moment."""
+    await asyncio.sleep(HOLD_SECONDS * random.uniform(0.5, 1.5))
 
 
 class Gate:
@@ -37,7 +42,7 @@ class Gate:
     async def __aenter__(self) -> None:
         if self.full:
             metrics.refused.labels("busy").inc()
-            await asyncio.sleep(HOLD_SECONDS)
+            await hold()
             raise Refusal(503, "Busy", "more requests wait than can be answered in time", retry_after=1)
         self.waiting += 1
         metrics.waiting.set(self.waiting)

@@ -25,10 +25,15 @@ class Load:
     without_retry_after: int
 
 
-def run(address: str, path: str, bodies: list[bytes], clients: int, seconds: float, per_second: float = 0.0, key: str = "") -> Load:
-    """Ask a service with the bodies in turn; ``per_second`` above 0 makes it an open loop."""
+def run(
+    address: str, path: str, bodies: list[bytes], clients: int, seconds: float, per_second: float = 0.0, key: str = "", settle: float = 0.0
+) -> Load:
+    """Ask a service with the bodies in turn; ``per_second`` above 0 makes it an open loop.
+
+    In the first ``settle`` seconds of a closed loop clients join one after another, and what is answered then does not count.
+    """
     job = {"address": address, "path": path, "bodies": [b.decode() for b in bodies], "clients": clients, "seconds": seconds}
-    told = json.dumps({**job, "per_second": per_second, "key": key})
+    told = json.dumps({**job, "per_second": per_second, "key": key, "settle": settle})
     done = subprocess.run([sys.executable, "-m", "tests.benchmarks.load"], input=told, capture_output=True, text=True, check=True)
     return Load(**json.loads(done.stdout))
 
@@ -67,13 +72,21 @@ class _Client:
             self.writer = None
 
 
-async def _closed(clients: list[_Client], end: float) -> None:
+async def _closed(clients: list[_Client], end: float, settle: float) -> None:
     async def one(number: int, client: _Client) -> None:
+        await asyncio.sleep(settle / 2 * number / len(clients))
         while (now := time.perf_counter()) < end:
             await client.ask(number, now)
             number += len(clients)
 
-    await asyncio.gather(*(one(number, client) for number, client in enumerate(clients)))
+    async def forget() -> None:
+        await asyncio.sleep(settle)
+        for client in clients[:1]:
+            client.times.clear()
+            client.statuses.clear()
+            client.count[0] = 0
+
+    await asyncio.gather(forget(), *(one(number, client) for number, client in enumerate(clients)))
 
 
 async def _open(clients: list[_Client], per_second: float, seconds: float) -> None:
@@ -106,8 +119,8 @@ async def _measure(job: dict[str, Any]) -> dict[str, Any]:
     if job["per_second"]:
         await _open(clients, job["per_second"], job["seconds"])
     else:
-        await _closed(clients, start + job["seconds"])
-    took, ranked = time.perf_counter() - start, sorted(times) or [float("nan")]
+        await _closed(clients, start + job["settle"] + job["seconds"], job["settle"])
+    took, ranked = time.perf_counter() - start - job["settle"], sorted(times) or [float("nan")]
     p50, p99 = (1000 * ranked[min(int(len(ranked) * q), len(ranked) - 1)] for q in (0.5, 0.99))
     return {"good_per_second": len(times) / took, "p50_ms": p50, "p99_ms": p99, "statuses": statuses, "without_retry_after": count[0]}
 

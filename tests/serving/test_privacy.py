@@ -22,8 +22,8 @@ import pytest
 from features import mapping
 from features.pseudonym import Pseudonyms
 from features.settings import Settings
-from serving import package as packaging
 from serving import erase, server
+from serving import package as packaging
 from serving.package import SERVICE
 from tests import fake_shop
 from tests.conftest import HOLDFAST, ROOT, Shop, clean_environment
