@@ -49,7 +49,7 @@ class Pseudonyms:
 
     def __call__(self, id: str, kind: str = "customer") -> str:
         """The pseudonym of one id."""
-        return hmac.new(self.key, f"{kind}:{id}".encode(), hashlib.sha256).hexdigest()[:HEX_DIGITS]
+        return hmac.digest(self.key, f"{kind}:{id}".encode(), "sha256").hex()[:HEX_DIGITS]
 
     @property
     def check(self) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 from zoneinfo import ZoneInfo
@@ -115,6 +116,7 @@ class Engine:
         self.zone = ZoneInfo(self.manifest.timezone)
         self.names = {name: place for place, name in enumerate(self.manifest.names)}
         self._name_list = tuple(self.manifest.names)
+        self._pick = itemgetter(*self._name_list) if len(self._name_list) > 1 else lambda given: [given[self._name_list[0]]]
         flags = [self.names.get(f"tp_{touchpoint.name}", -1) for touchpoint in TOUCHPOINTS]
         self._flags, self._flagged = np.array(flags), np.array(flags) >= 0
         self._local = threading.local()
@@ -159,10 +161,10 @@ class Engine:
         arrays = self._arrays(x_NF, [customer.sequences for customer in customers], snapshot)
         return self._scored([c.customer_id for c in customers], [snapshot] * len(customers), arrays, stages)
 
-    def _numbers(self, given: Mapping[str, float | None]) -> list[float | None]:
+    def _numbers(self, given: Mapping[str, float | None]) -> Sequence[float | None]:
         """Features in the order of the model."""
         try:
-            values = [given[name] for name in self._name_list]
+            values = self._pick(given)
         except KeyError as error:
             raise InputError(f"features.{error.args[0]}", "is missing", "send every feature of the model (`GET /v1/model`)") from None
         if len(given) != len(values):
@@ -257,10 +259,9 @@ class Engine:
         return found | {"touchpoints_NP": np.array([scored.touchpoints_NP[place] for scored, place in ones])}
 
     def answer(self, one: One, name: str, pseudonym: str, why: Why | None) -> dict[str, Any]:
-        """The fields of `schemas.Scored`, but for what is done about the customer."""
+        """The fields of `schemas.Scored`, but for what is done about the customer; `foresee` comes first."""
         scored, place = one
         p, horizon = scored.p[place], self.manifest.horizon_days
-        self.foresee(scored, (place,))
         return {
             "status": "scored",
             "customer_id": name,

@@ -53,6 +53,26 @@ def contributions(**added: float) -> np.ndarray:
     return found
 
 
+def test_a_reason_is_told_by_its_familys_known_feature_that_adds_most_in_its_direction() -> None:
+    """Against a plain loop, on contributions and unknown features of any kind."""
+    rng, n = np.random.default_rng(1), 300
+    added_NF, x_NF = rng.normal(size=(n, len(NAMES))) * 0.05, rng.normal(size=(n, len(NAMES)))
+    x_NF[rng.random(x_NF.shape) < 0.3] = np.nan
+    for found, added_F, x_F in zip(EXPLAINER.reasons(added_NF, x_NF), added_NF, x_NF, strict=True):
+        assert len(found) == REASONS
+        for reason in found:
+            members = [place for place, name in enumerate(NAMES) if MANIFEST.family_of(name) == reason["family"]]
+            total = sum(added_F[members])
+            known = [place for place in members if not np.isnan(x_F[place])] or members[:1]
+            assert reason["log_odds"] == pytest.approx(total, abs=1e-4)
+            assert reason["feature"] == NAMES[max(known, key=lambda place: added_F[place] * np.sign(total))]
+
+
+def test_a_family_of_which_nothing_is_known_says_so_itself() -> None:
+    (found,) = EXPLAINER.reasons(contributions(discount_share=0.4), np.full((1, len(NAMES)), np.nan))
+    assert (found[0]["family"], found[0]["text"].endswith(": not known")) == ("discounts", True)
+
+
 @pytest.mark.parametrize(
     ("added", "reason"),
     [

@@ -37,6 +37,7 @@ def test_raw_history_through_http_equals_the_batch(client: httpx.Client, package
     chosen = np.random.default_rng(11).choice(rows.num_rows, CUSTOMERS, replace=False)
     scored = engine.of_table(rows.take(chosen))
     ones = [(scored, place) for place in range(len(scored))]
+    engine.foresee_all(ones)
     told = zip(ones, scored.customer_id, engine.explain_all(ones), strict=True)
     expected = {name: engine.answer(one, name, name, why) for one, name, why in told}
     from features import store

@@ -16,7 +16,8 @@ import lightgbm as lgb
 import numpy as np
 
 from training.models.base import Floats, Rows
-from training.models.lightgbm import FIXED
+from training.models.lightgbm import FIXED, PART_ROWS
+from training.models.parallel import each, slices
 from training.models.single import SingleRow
 
 EDGES = (0.0, 0.04, 0.1, 0.2, 0.35, 0.55, 0.75, 1.0)
@@ -64,7 +65,12 @@ class Timing:
             return np.empty((0, len(at)))
         if len(rows) == 1:
             return np.array([self._of_one(self._single(rows.x_NF[0]).tolist(), float(p[0]), at)])
-        share = np.asarray(self.booster.predict(rows.x_NF, num_threads=1))
+        share = np.empty((len(rows), len(EDGES) - 1))
+
+        def fill(part: slice) -> None:
+            share[part] = self.booster.predict(rows.x_NF[part], num_threads=1)
+
+        each(fill, list(slices(len(rows), PART_ROWS)), len(rows), PART_ROWS)
         reached = np.concatenate([np.zeros((len(rows), 1)), np.cumsum(share, axis=1)], axis=1) * (1 - p)[:, None]
         days = np.array(EDGES) * self.horizon_days
         found = np.full((len(rows), len(at)), float(self.horizon_days))
