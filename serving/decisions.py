@@ -73,7 +73,7 @@ class Decider:
             decided = self._choose(engine, ones, known, why, occasion, now)
             ids = [uuid.uuid4().hex for _ in ones]
             made = list(bodies(engine, ones, decided, ids, now, occasion, known))
-            rows = [scored.rows.x_NF[place].tobytes() if fresh else None for (scored, place), fresh in zip(ones, live, strict=True)]
+            rows = [scored.rows.packed(place) if fresh else None for (scored, place), fresh in zip(ones, live, strict=True)]
             told = [orjson.dumps(body).decode() for body in made]
             self.store.record(zip(ids, [now] * len(ids), names, told, rows, strict=True))
             self.store.add_contacts(

@@ -251,6 +251,22 @@ def test_rows_of_a_table_of_mixed_types_are_its_columns(n: int) -> None:
     assert np.array_equal(found[:, 1:], Rows.of(table, ("a", "b", "c"), ()).x_NF, equal_nan=True)
 
 
+def test_a_packed_row_comes_back_to_the_last_bit_and_no_other_fits() -> None:
+    some, model = ragged(20), network("lstm", "last")
+    for place in range(20):
+        data = some.packed(place)
+        found = Rows.unpacked(some.names, data, some.channels, some.snapshot[place])
+        np.testing.assert_array_equal(found.x_NF[0], some.x_NF[place])
+        for name in (*WEEKLY, *EVENTS):
+            np.testing.assert_array_equal(found.flat(name)[0], some.at(slice(place, place + 1)).flat(name)[0])
+        assert found.packed(0) == data
+        np.testing.assert_allclose(model.predict(found), model.predict(some.at(slice(place, place + 1))), atol=1e-12)
+    with pytest.raises(ValueError, match="packed row"):
+        Rows.unpacked(some.names, data + b"x", some.channels, some.snapshot[0])
+    with pytest.raises(ValueError, match="packed row"):
+        Rows.unpacked(some.names, data, (), some.snapshot[0])
+
+
 def test_the_scaler_gives_the_logarithm_centred_scaled_and_clipped() -> None:
     x = np.array([[0.0, -3.0, np.nan], [7.0, 2.0, np.nan], [np.inf, -np.inf, 1.0], [1e9, np.nan, -4.0]])
     scaler = Scaler(np.array([0.5, -0.1, 0.0]), np.array([0.7, 2.0, 1.0]))

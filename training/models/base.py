@@ -74,6 +74,29 @@ class Rows:
         moment = np.array([np.datetime64("NaT") if snapshot is None else snapshot], dtype="datetime64[us]")
         return cls(names, x_NF, arrays, channels, np.full(1, np.nan), moment, np.full(1, np.nan))
 
+    def packed(self, place: int) -> bytes:
+        """Features and sequences of one row, from which `unpacked` makes the same row to the last bit."""
+        parts = [self.x_NF[place]]
+        if self.channels:
+            lists = self.at(slice(place, place + 1))
+            values = [lists.flat(name)[0].astype(kind) for name, kind in _KINDS.items()]
+            parts += [np.array([one.size for one in values], dtype=np.uint32), *values]
+        return b"".join(part.tobytes() for part in parts)
+
+    @classmethod
+    def unpacked(cls, names: tuple[str, ...], row: bytes, channels: tuple[Channel, ...], snapshot: datetime | np.datetime64) -> "Rows":
+        """The row that `packed` wrote. Raises ValueError when it was of other features or sequences."""
+        x_F, at = np.frombuffer(row, np.float64, len(names)), 8 * len(names)
+        lists = {}
+        if channels:
+            sizes, at = np.frombuffer(row, np.uint32, len(_KINDS), at), at + 4 * len(_KINDS)
+            for (name, kind), size in zip(_KINDS.items(), sizes.tolist(), strict=True):
+                lists[name] = np.frombuffer(row, kind, size, at)
+                at += lists[name].nbytes
+        if at != len(row):
+            raise ValueError(f"a packed row of {len(row)} bytes is none of these {len(names)} features")
+        return cls.single(names, x_F, lists, channels, snapshot)
+
     def __len__(self) -> int:
         return len(self.y)
 
