@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from features import mapping, table
 from features.settings import Settings
 from tests.conftest import ROOT, clean_environment
 from validation.stages import Places, build_features, validate
 
-KILLS = 20
 RUN = """
 import sys
 from pathlib import Path
@@ -36,7 +36,8 @@ def started(file: Path, home: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_killed_at_twenty_random_moments(fake_files: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(fake_files: Path, tmp_path: Path, times: int) -> None:
     dataset = mapping.read(fake_files)
     places = Places.of(Settings(home=tmp_path), dataset)
     validate(dataset, places)
@@ -46,7 +47,7 @@ def test_killed_at_twenty_random_moments(fake_files: Path, tmp_path: Path) -> No
     undisturbed = table.content_hash(places.features)
     places.features.unlink()
     finished = False
-    for moment in np.random.default_rng(5).uniform(0.02, 1.0, KILLS) * seconds:
+    for moment in np.random.default_rng(5).uniform(0.02, 1.0, times) * seconds:
         process = started(fake_files, tmp_path)
         try:
             process.wait(float(moment))

@@ -103,13 +103,14 @@ def test_the_model_tells_what_is_served(client: httpx.Client, fake_run: Shop) ->
     assert told["table_customers"] == table.read(fake_run.places.features, [latest] if latest else None).num_rows
 
 
+@pytest.mark.slow  # `test_fuzz.py` does it for a small model
 def test_the_openapi_document_is_true_to_the_answers(client: httpx.Client, tmp_path: Path) -> None:
     """Schemathesis sends generated requests, good and bad, and checks every answer against the document."""
     import subprocess
     import sys
 
     url = f"{client.base_url}/openapi.json"
-    command = [str(Path(sys.executable).with_name("schemathesis")), "run", url, "--checks", "all", "--max-examples", "10", "--seed", "1"]
+    command = [str(Path(sys.executable).with_name("schemathesis")), "run", url, "--checks", "all", "--max-examples", "40", "--seed", "1"]
     without = ["--exclude-checks", "unsupported_method,positive_data_acceptance,ignored_auth"]  # this service asks for no keys
     done = subprocess.run([*command, *without], capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-4000:]

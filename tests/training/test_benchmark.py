@@ -51,6 +51,7 @@ def test_the_published_counts_of_uci_45_are_met(day: str, eligible: int, churned
     assert (int(kept.sum()), int(rows.y[kept].sum())) == (eligible, churned)
 
 
+@pytest.mark.slow
 def test_the_short_form_judges_every_model_on_a_shops_own_mapping_file(fake_files: Path, tmp_path: Path) -> None:
     words = ("benchmark", "--dataset", str(fake_files), "--short", "--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md"))
     done = cli(tmp_path / "home", *words)

@@ -20,7 +20,6 @@ from training.dataset import TrainingData
 from training.models.lightgbm import LightGBM
 
 CONFIG = TrainConfig(trials=40, seed=7)
-KILLS = 10
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +37,20 @@ def finished(storage: str) -> list[tuple[dict, float | None, str]]:
     return [(trial.params, trial.value, trial.state.name) for trial in tune.finished_trials(study)]
 
 
-def test_a_study_killed_at_ten_random_moments_loses_no_trial_and_ends_as_if_undisturbed(table: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_study_killed_at_random_moments_loses_no_trial_and_ends_as_if_undisturbed(table: Path, tmp_path: Path, times: int) -> None:
     quiet, killed = (f"sqlite:///{tmp_path / name}.db" for name in ("quiet", "killed"))
     _study(str(table), quiet)
     rng, kills, seen = np.random.default_rng(3), 0, 0
     spawn = multiprocessing.get_context("spawn")
-    while kills < KILLS:
+    while kills < times:
         process = spawn.Process(target=_study, args=(str(table), killed))
         process.start()
         deadline = time.monotonic() + 60
         while not _running(tmp_path / "killed.db") and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 0.4))
-        assert process.is_alive(), "the study ended before ten kills: give it more trials"
+        assert process.is_alive(), "the study ended before the last kill: give it more trials"
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         kills += 1
