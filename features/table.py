@@ -156,7 +156,7 @@ class Manifest:
         raw = [feature for _, features in self.families for feature in features]
         return raw + scores.features([feature.name for feature in raw], COUNTRY_SOURCE in self.sources)
 
-    @property
+    @cached_property
     def channels(self) -> tuple[Channel, ...]:
         """Channels of the weekly sequences."""
         return sequences.channels(self.sources)

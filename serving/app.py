@@ -153,6 +153,7 @@ class Api:
     def _gauges(self) -> None:
         engine, decider = self.champions.current, self.desk.decider
         metrics.model.set(float(engine.version))
+        metrics.waiting.set(self.small.waiting + self.large.waiting)
         metrics.reloads.set(self.champions.reloads)
         metrics.reload_failures.set(self.champions.failed())
         if engine.lookup is not None and len(engine.lookup.scored):

@@ -119,10 +119,9 @@ class Desk:
     async def _find(self, engine: Engine, asked: Asked, pseudonyms: Sequence[str] | None = None) -> Found:
         """Every customer of a request, scored as far as anything is known."""
         customers = asked.customers
-        names = pseudonyms or self._persons(engine, [customer.customer_id for customer in customers])
+        names, gone = self.store.who(pseudonyms or [engine.pseudonym(customer.customer_id) for customer in customers])
         if len(set(names)) < len(names):
             raise Refusal(422, "Invalid request", "two of the customers are the same person", [{"field": "customers", "rule": "unique"}])
-        gone = self.store.erased(names)
         rows = [c for c in customers if getattr(c, "features", None) is not None]
         told_by_row = [n for n, c in zip(names, customers, strict=True) if getattr(c, "features", None) is not None]
         told = {name: c for name, c in zip(names, customers, strict=True) if c.orders is not None and name not in gone}

@@ -189,6 +189,11 @@ class OnlineStore(ABC):
     def erased(self, customers: Sequence[str]) -> set[str]:
         """Those who were erased."""
 
+    def who(self, customers: Sequence[str]) -> tuple[list[str], set[str]]:
+        """The person of each customer, and the persons among them who were erased."""
+        names = self.persons(customers)
+        return names, self.erased(names)
+
 
 def _in_force(told: Mapping[str, tuple[bool, float]]) -> dict[str, bool]:
     """Consents by channel; a word for any channel ('') overrules older ones for a single channel."""
@@ -285,6 +290,11 @@ class SqliteStore(OnlineStore):
             person = f"(SELECT person FROM person AS p WHERE p.customer = {table}.customer)"
             self._db.execute(f"UPDATE OR IGNORE {table} SET customer = {person} WHERE {joined}")
             self._db.execute(f"DELETE FROM {table} WHERE {joined}")
+
+    def who(self, customers: Sequence[str]) -> tuple[list[str], set[str]]:  # noqa: D102
+        joined, gone = self._db.execute("SELECT EXISTS (SELECT 1 FROM person), EXISTS (SELECT 1 FROM erased)").fetchone()
+        names = self.persons(customers) if joined else list(customers)
+        return names, self.erased(names) if gone else set()
 
     def persons(self, customers: Sequence[str]) -> list[str]:  # noqa: D102
         if self._db.execute("SELECT 1 FROM person LIMIT 1").fetchone() is None:

@@ -119,6 +119,7 @@ class Engine:
         self._pick = itemgetter(*self._name_list) if len(self._name_list) > 1 else lambda given: [given[self._name_list[0]]]
         flags = [self.names.get(f"tp_{touchpoint.name}", -1) for touchpoint in TOUCHPOINTS]
         self._flags, self._flagged = np.array(flags), np.array(flags) >= 0
+        self._needs = np.array([self.names.get(name, 0) for name in decide.NEEDS])
         self._local = threading.local()
         self.lookup: Lookup | None = None
         rows = Lookup.rows(features, self.manifest) if features else None
@@ -199,7 +200,8 @@ class Engine:
         p = self.scorer.calibrated(raw, rows).tolist() if raw is not None else known["p"]
         value, silence, segment = np.zeros(len(rows)), np.zeros(len(rows)), None
         if not self.manifest.columns and None not in stages[STAGE_COLUMNS[0]]:
-            tenure, orders, worth, silence = np.nan_to_num(rows.x_NF[:, [self.names[name] for name in decide.NEEDS]]).T
+            needed_NF = rows.x_NF[:, self._needs]
+            tenure, orders, worth, silence = np.where(np.isnan(needed_NF), 0.0, needed_NF).T
             value, segment = decide.values(self.policy, tenure, orders, worth), self._segments(rows, stages)
         touched_NP = (rows.x_NF[:, self._flags] > 0) & self._flagged
         found = Scored(ids, moments, rows, p, stages, value.tolist(), segment, touched_NP, silence.tolist(), raw)

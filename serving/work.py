@@ -45,7 +45,6 @@ class Gate:
             await hold()
             raise Refusal(503, "Busy", "more requests wait than can be answered in time", retry_after=1)
         self.waiting += 1
-        metrics.waiting.set(self.waiting)
         try:
             await self._turn.acquire()
         except BaseException:
