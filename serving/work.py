@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 LONGEST_WAIT_SECONDS = 0.2
 PACE_REQUESTS = 50
 """Requests over which the pace is averaged."""
-HOLD_SECONDS = 1.5
+HOLD_SECONDS = 2.0
 
 
 async def hold() -> None:

@@ -48,6 +48,7 @@ class _Client:
         head += f"Authorization: Bearer {job['key']}\r\n" if job["key"] else ""
         self.requests = [f"{head}Content-Length: {len(b)}\r\n\r\n".encode() + b for b in (body.encode() for body in job["bodies"])]
         self.writer: asyncio.StreamWriter | None = None
+        self.end = float("inf")
 
     async def connect(self) -> None:
         self.reader, self.writer = await asyncio.open_connection(self.host, self.port, limit=2**24)
@@ -61,18 +62,22 @@ class _Client:
             head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
             status = head[9:12].decode()
             await self.reader.readexactly(int(head.split(b"content-length:")[1].split(b"\r\n")[0]))
+            if b"connection: close" in head:
+                self.writer = None
         except (OSError, asyncio.IncompleteReadError):
             status, head, self.writer = "0", b"", None
+        if time.perf_counter() > self.end:
+            return
         self.statuses[status] = self.statuses.get(status, 0) + 1
         if status == "200":
             self.times.append(time.perf_counter() - since)
         elif b"retry-after:" not in head:
             self.count[0] += 1
-        if b"connection: close" in head:
-            self.writer = None
 
 
 async def _closed(clients: list[_Client], end: float, settle: float) -> None:
+    """What is answered after the end does not count: the last refusals may be held for seconds."""
+
     async def one(number: int, client: _Client) -> None:
         await asyncio.sleep(settle / 2 * number / len(clients))
         while (now := time.perf_counter()) < end:
@@ -115,12 +120,15 @@ async def _measure(job: dict[str, Any]) -> dict[str, Any]:
     clients = [_Client(job, times, statuses, count) for _ in range(job["clients"])]
     for client in clients:
         await client.connect()
-    start = time.perf_counter()
+    start, took = time.perf_counter(), float(job["seconds"])
     if job["per_second"]:
         await _open(clients, job["per_second"], job["seconds"])
+        took = time.perf_counter() - start
     else:
-        await _closed(clients, start + job["settle"] + job["seconds"], job["settle"])
-    took, ranked = time.perf_counter() - start - job["settle"], sorted(times) or [float("nan")]
+        for client in clients:
+            client.end = start + job["settle"] + took
+        await _closed(clients, client.end, job["settle"])
+    ranked = sorted(times) or [float("nan")]
     p50, p99 = (1000 * ranked[min(int(len(ranked) * q), len(ranked) - 1)] for q in (0.5, 0.99))
     return {"good_per_second": len(times) / took, "p50_ms": p50, "p99_ms": p99, "statuses": statuses, "without_retry_after": count[0]}
 
