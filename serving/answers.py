@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
+from typing_extensions import is_typeddict
 
 MOST_ERRORS = 1000
 """Broken rules beyond which only their number is told."""
@@ -57,6 +58,7 @@ def _rule(error: Any) -> str:
 def _known_names() -> set[str]:
     from serving import schemas
 
-    models = [one for one in vars(schemas).values() if isinstance(one, type) and issubclass(one, BaseModel)]
-    names = {name for model in models for name in model.model_fields}
+    kinds = [one for one in vars(schemas).values() if isinstance(one, type)]
+    names = {name for one in kinds if issubclass(one, BaseModel) for name in one.model_fields}
+    names |= {name for one in kinds if is_typeddict(one) for name in one.__annotations__}
     return names | set(schemas.ROWS)

@@ -179,7 +179,8 @@ class Desk:
         """Keep new events; plan and call off the occasions that they are about."""
         engine, now, counts = self.champions.current, self.decider.clock(), {"accepted": 0, "known": 0, "erased": 0}
         ids = list({event.customer_id for event in events})
-        names = dict(zip(ids, self._persons(engine, ids), strict=True))
+        own = {one: engine.pseudonym(one) for one in ids}
+        names = dict(zip(ids, self.store.persons(list(own.values())), strict=True))
         with self.store.transaction():
             gone = self.store.erased(list(set(names.values())))
             for event in events:
@@ -187,7 +188,9 @@ class Desk:
                 if name in gone:
                     counts["erased"] += 1
                     continue
-                row = histories.plain(event.row, engine.zone)
+                row = histories.plain(event.table, event.row, engine.zone)
+                if "session_id" in row and name != own[event.customer_id]:
+                    row["session_id"] = f"{own[event.customer_id]}\x1f{row['session_id']}"  # a visit is one id's, as `load` has it
                 first = event.table == "orders" and self._first_order(name, row)
                 new = self.store.add_events(name, [(event.event_id, event.table, row)], now)
                 counts["accepted" if new else "known"] += 1

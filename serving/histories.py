@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
 from functools import cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,17 +29,17 @@ def canonical(customers: Mapping[str, CustomerRequest], sources: Iterable[str], 
     rows: dict[str, list[Plain]] = {name: [] for name in sources if name != "identities"}
     for name, customer in customers.items():
         for source in rows.keys() - {"order_lines", "customers"}:
-            for given in getattr(customer, source) or []:
-                _add(rows, source, _plain(given, zone), name, f"{name}\x1f")
+            for given in getattr(customer, source) or ():
+                _add(rows, source, _localised(source, given, zone), name, f"{name}\x1f")
         if "customers" in rows and customer.attributes:
-            _add(rows, "customers", _plain(customer.attributes, zone), name)
+            _add(rows, "customers", _localised("customers", customer.attributes, zone), name)
     return {name: table(name, found) for name, found in rows.items()}
 
 
 def _add(rows: dict[str, list[Plain]], source: str, row: Plain, customer: str, before: str = "") -> None:
     """Add one row of a customer, an order with its ``lines``; ``before`` keeps order ids of two customers apart."""
-    lines = row.pop("lines", None)
     row = {**row, "customer_id": customer}
+    lines = row.pop("lines", None)
     if "order_id" in row:
         row["order_id"] = f"{before}{row['order_id']}"
     rows[source].append(row)
@@ -47,12 +47,12 @@ def _add(rows: dict[str, list[Plain]], source: str, row: Plain, customer: str, b
         rows["order_lines"] += [{**line, "order_id": row["order_id"]} for line in lines]
 
 
-def plain(value: Any, zone: ZoneInfo) -> Plain:
+def plain(source: str, row: Plain, zone: ZoneInfo) -> Plain:
     """A row of a request as the online store keeps it: JSON, times local."""
-    row = _plain(value, zone)
-    return {name: field.isoformat() if isinstance(field, datetime) else field for name, field in row.items() if field is not None} | (
-        {"lines": [plain(line, zone) for line in value.lines]} if "lines" in row else {}
-    )
+    found = {name: field.isoformat() if isinstance(field, datetime) else field for name, field in _localised(source, row, zone).items()}
+    if "lines" in row:
+        found["lines"] = [plain("order_lines", line, zone) for line in row["lines"]]
+    return {name: field for name, field in found.items() if field is not None}
 
 
 def together(stored: Mapping[str, bytes], since: Sequence[tuple[str, Plain]], customer: str, sources: Iterable[str]) -> dict[str, pa.Table]:
@@ -97,9 +97,18 @@ def _column(source: Source, column: Any, rows: Sequence[Plain]) -> pa.Array:
         values = [row.get(column.default) if value is None else value for row, value in zip(rows, values, strict=True)]
     elif column.default != "NULL":
         values = [_DEFAULTS[column.default] if value is None else value for value in values]
-    if column.type == EXACT:
-        values = [None if value is None else Decimal(round(value * 10_000)).scaleb(-4) for value in values]
-    return pa.array(values, _TYPES[column.type])
+    return _exact(values) if column.type == EXACT else pa.array(values, _TYPES[column.type])
+
+
+def _exact(values: Sequence[float | None]) -> pa.Array:
+    """Numbers as decimals with four places, rounded half to even."""
+    numbers = np.array(values, dtype=np.float64)
+    known = ~np.isnan(numbers)
+    whole = np.zeros((numbers.size, 2), dtype=np.int64)  # 128 bits each: the low half, and the sign in the high one
+    whole[known, 0] = np.rint(numbers[known] * 10_000)
+    whole[:, 1] = whole[:, 0] >> 63
+    valid = pa.py_buffer(np.packbits(known, bitorder="little"))
+    return pa.Array.from_buffers(_TYPES[EXACT], numbers.size, [valid, pa.py_buffer(whole)])
 
 
 @cache
@@ -107,22 +116,20 @@ def _names(source: Source) -> set[str]:
     return {column.name for column in source.columns}
 
 
-def _plain(value: Any, zone: ZoneInfo) -> Plain:
-    fields = {name: getattr(value, name) for name in type(value).model_fields}
-    return {
-        name: local(field, zone)
-        if isinstance(field, datetime)
-        else [_plain(line, zone) for line in field]
-        if name == "lines" and field
-        else field
-        for name, field in fields.items()
-    }
+@cache
+def _times(source: str) -> tuple[str, ...]:
+    return tuple(column.name for column in SOURCES[source].columns if column.type == TIME)
+
+
+def _localised(source: str, row: Plain, zone: ZoneInfo) -> Plain:
+    """The row with its times local; the same where they are."""
+    elsewhere = [name for name in _times(source) if (moment := row.get(name)) is not None and moment.tzinfo is not None]
+    return {**row, **{name: local(row[name], zone) for name in elsewhere}} if elsewhere else row
 
 
 def _moments(source: str, row: Plain) -> Plain:
     """Times of a stored row as times again."""
-    times = {column.name for column in SOURCES[source].columns if column.type == TIME}
-    return {name: datetime.fromisoformat(value) if name in times else value for name, value in row.items()}
+    return row | {name: datetime.fromisoformat(row[name]) for name in _times(source) if row.get(name) is not None}
 
 
 def local(moment: datetime, zone: ZoneInfo) -> datetime:

@@ -89,6 +89,8 @@ def _histories(connection: duckdb.DuckDBPyConnection, name: str) -> Iterator[tup
     owner = "person(o.customer_id)" if name in CHILDREN else "person(r.customer_id)"
     columns = ", ".join(f'r."{column.name}"' for column in SOURCES[name].columns)
     columns = columns.replace('r."customer_id"', 'person(r.customer_id) AS "customer_id"')
+    visit = "CASE WHEN person(r.customer_id) = r.customer_id THEN r.session_id ELSE r.customer_id || chr(31) || r.session_id END"
+    columns = columns.replace('r."session_id"', f'{visit} AS "session_id"')  # a visit is one id's, as in the feature table
     relation = connection.execute(f'SELECT {owner} AS owner, {columns} FROM "{name}" AS r{join} ORDER BY owner')
     schema, held = histories.schema(name), None
     for batch in relation.to_arrow_reader(200_000):

@@ -98,12 +98,16 @@ def test_links_known_later_change_no_person_whatever_the_guards(found: list[Link
 @given(shop(2, 4), st.randoms(use_true_random=False))
 def test_a_person_with_two_ids_has_the_features_of_the_same_events_under_one(customers: list[dict[str, Any]], random: Any) -> None:
     customers = with_a_known_order(customers)
-    one = tables(customers)
-    second = {name: f"{name}b" for name in ("c0", "c1")}
+    one, second = tables(customers), {name: f"{name}b" for name in ("c0", "c1")}
     two = {}
     for name, rows in one.items():
         if "customer_id" in rows.column_names and name != "customers":
-            ids = [second.get(id, id) if random.random() < 0.5 else id for id in rows["customer_id"].to_pylist()]
+            own = rows["customer_id"].to_pylist()
+            ids = [second.get(id, id) if random.random() < 0.5 else id for id in own]
+            if name == "events":  # a visit is one id's
+                visits = [None if visit is None else f"{id} {visit}" for id, visit in zip(ids, rows["session_id"].to_pylist(), strict=True)]
+                rows = rows.set_column(rows.column_names.index("session_id"), "session_id", pa.array(visits, pa.string()))
+                one["events"] = rows
             rows = rows.set_column(rows.column_names.index("customer_id"), "customer_id", pa.array(ids, pa.string()))
         two[name] = rows
     seen = pa.array([SNAPSHOT - timedelta(days=300)] * 2, pa.timestamp("us"))

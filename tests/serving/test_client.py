@@ -86,7 +86,7 @@ def test_what_is_served_comes_back_typed(to: Callable[..., Any], kind: Any) -> N
 
 @BOTH
 def test_an_id_a_dict_and_a_model_are_customers_alike(to: Callable[..., Any], people: list[str], kind: Any) -> None:
-    given = schemas.CustomerRequest(customer_id="c-2", orders=[schemas.Order.model_validate_json(json.dumps(ORDER))])
+    given = schemas.CustomerRequest(customer_id="c-2", orders=[ORDER | {"ordered_at": datetime.fromisoformat(str(ORDER["ordered_at"]))}])
     answer = to(kind, "score", [people[0], {"customer_id": "c-1", "orders": [ORDER]}, given], snapshot=datetime(2011, 12, 1))
     assert [one.customer_id for one in answer.results] == [people[0], "c-1", "c-2"]
     assert answer.results[1].churn_probability == answer.results[2].churn_probability
