@@ -166,15 +166,19 @@ class Round:
         return Situation(p, value, segment, self.scored.touchpoints_NP[self.places], silence, **standing)
 
     def _said(self, s: Situation, found: Options, tiers: Ints) -> tuple[Ints, Ints]:
-        """Rule and channel of those contacted, once their reasons are known."""
+        """Rule and channel of those contacted, once the reasons are known that decide what is said."""
         contacted = np.flatnonzero(tiers)
         rule, channel = np.full(len(s), -1), np.full(len(s), -1)
         if contacted.size:
-            why = self.engine.explain(self.scored, self.places[contacted].tolist())
-            reason = np.array([REASONS.index(one[1]) for one in why])  # type: ignore[arg-type]
-            told = decide.refined(self.engine.policy, s.at(contacted), found.at(contacted), tiers[contacted], reason)
-            rule[contacted], channel[contacted] = told
+            some, reason = s.at(contacted), np.full(contacted.size, -1)
+            matters = np.flatnonzero(decide.reason_matters(self.engine.policy, some, tiers[contacted]))
+            why = self.engine.churn_reasons(self.scored, self.places[contacted[matters]].tolist(), self._explained(matters.size))
+            reason[matters] = [REASONS.index(one) for one in why]  # type: ignore[arg-type]
+            rule[contacted], channel[contacted] = decide.refined(self.engine.policy, some, found.at(contacted), tiers[contacted], reason)
         return rule, channel
+
+    def _explained(self, number: int) -> Callable[[int], None]:
+        return lambda done: self.progress(f"churn reasons of {done:,} of the {number:,} contacts in which they decide what is said")
 
     def _keep(self, made: _Made) -> None:
         """The day's prices and, unless told otherwise, the contacts: reserved, and logged as the service logs its own."""

@@ -237,6 +237,17 @@ def refined(policy: Policy, s: Situation, found: Options, tiers: Ints, reason: I
     return np.where(keep, found.rule_NT[rows, tiers], rule), np.where(keep, found.channel_NT[rows, tiers], channel)
 
 
+def reason_matters(policy: Policy, s: Situation, tiers: Ints) -> Bools:
+    """For whom (n,) the churn reason decides what is said at these tiers; for the others it need not be found."""
+    rows = np.arange(len(s))
+
+    def said(reason: int) -> Ints:
+        return rules(policy, s.touchpoints_NP, s.segment, np.full(len(s), reason), s.occasion)[rows, tiers]
+
+    without = said(-1)
+    return np.any([said(reason) != without for reason in range(len(REASONS))], axis=0)
+
+
 def choice(policy: Policy, found: Options, prices_K: Floats) -> Ints:
     """The allowed tier of the highest gain at some prices (n,), ties to the weakest: the service's rule."""
     return choose(found.allowed_NT, policy.use_KT, prices_K)

@@ -203,33 +203,42 @@ def bodies(
     engine: Engine, ones: Sequence[One], decided: Decided, ids: Sequence[str], now: float, occasion: str | None, known: Sequence[Standing]
 ) -> Any:
     """What is logged of each decision: enough to make it again to the last bit."""
-    policy = engine.policy
+    policy, s = engine.policy, decided.situation
     why, given_up = decide.binding(policy, decided.options, decided.tiers, decided.prices_K)
     runner_up, marginal = runners_up(decided, policy), decide.choice(policy, decided.options, decided.prices_K) != decided.tiers
     at = datetime.fromtimestamp(now, UTC).isoformat()
     versions = {"model_version": engine.version, "policy_version": policy.version, "policy_digest": policy.digest}
-    for row, (scored, place) in enumerate(ones):
-        act = decide.action(policy, int(decided.tiers[row]), int(decided.rule[row]), int(decided.channel[row]))
+    prices = dict(zip(policy.resources, decided.prices_K.tolist(), strict=True))
+    named = [binding.told for binding in Binding]
+    situations, fields = (
+        zip(*(getattr(s, name).tolist() for name in Situation.__dataclass_fields__), strict=True),
+        Situation.__dataclass_fields__,
+    )
+    columns = (decided.tiers, decided.rule, decided.channel, runner_up, why, given_up, marginal, decided.propensity_N)
+    rows = zip(*(values.tolist() for values in (*columns, decided.options.gains_NT, decided.options.blocked_NT)), strict=True)
+    for (scored, place), id, standing, situation, row in zip(ones, ids, known, situations, rows, strict=True):
+        tier, rule, channel, second, bound, amount, at_margin, propensity, gained, blocked = row
+        act = decide.action(policy, tier, rule, channel)
         yield {
-            "decision_id": ids[row],
+            "decision_id": id,
             "at": at,
             "snapshot": scored.snapshot[place].isoformat(),
             "fingerprint": scored.fingerprint(place),
             "churn_probability": scored.p[place],
             **act,
-            "send_after": _send_after(policy, act["channel"], now, known[row].timezone, engine.zone),
-            "runner_up": None if runner_up[row] < 0 else TIERS[runner_up[row]],
-            "binding": Binding(int(why[row])).told,
-            "gain_given_up": round(float(given_up[row]), 4),
-            "expected_gain": gains(decided.options.gains_NT[row].tolist()),
-            "blocked": {TIERS[t]: Binding(int(code)).told for t, code in enumerate(decided.options.blocked_NT[row]) if code},
-            "propensity": float(decided.propensity_N[row]),
+            "send_after": _send_after(policy, act["channel"], now, standing.timezone, engine.zone),
+            "runner_up": None if second < 0 else TIERS[second],
+            "binding": named[bound],
+            "gain_given_up": round(amount, 4),
+            "expected_gain": gains(gained),
+            "blocked": {TIERS[t]: named[code] for t, code in enumerate(blocked) if code},
+            "propensity": propensity,
             "occasion": occasion,
             **versions,
-            "prices": dict(zip(policy.resources, decided.prices_K.tolist(), strict=True)),
-            "situation": decided.situation.at(slice(row, row + 1)).to_json(),
-            "rule": int(decided.rule[row]),
-            "marginal": bool(marginal[row]),
+            "prices": prices,
+            "situation": dict(zip(fields, situation, strict=True)),
+            "rule": rule,
+            "marginal": at_margin,
         }
 
 

@@ -1,7 +1,7 @@
 """Champion + features -> scored customers; the batch and the service share it. What is done about them is in `decide.py`."""
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
@@ -23,7 +23,7 @@ from features.lifecycle import STAGE_COLUMNS
 from features.pseudonym import Pseudonyms
 from features.table import Manifest
 from serving import decide, histories
-from serving.decide import REASONS, Bools
+from serving.decide import REASONS, Bools, Floats
 from serving.explain import Explainer
 from serving.policy import TIERS, Policy
 from serving.schemas import CustomerRequest, Sequences
@@ -37,6 +37,7 @@ NEXT_ORDER = ("low", "median", "high")
 """The quantiles .1, .5 and .9 of the days to the next order."""
 _MODELLED = ("p", "value", "segment", "silence_days")
 RFMB = ("recency_days", "frequency_orders", "monetary_net", "r_score", "f_score", "m_score", "b_score", "rfmb_score")
+EXPLAINED_AT_ONCE = 20_000
 Why = tuple[list[dict[str, Any]], str]
 """Reasons, and the churn reason."""
 
@@ -232,12 +233,26 @@ class Engine:
         """Reasons and churn reason of some customers; computed once for each."""
         missing = [place for place in dict.fromkeys(places) if place not in scored.why]
         if missing:
-            some = _part(scored.rows, missing)
-            raw = self.scorer.model.predict(some) if scored.raw is None else scored.raw[missing]
-            contributions = self.scorer.explain(some, raw)
-            told = self.explainer.reasons(contributions, some.x_NF), self.explainer.churn_reasons(contributions, some.x_NF)
+            contributions, x_NF = self._contributions(scored, missing)
+            told = self.explainer.reasons(contributions, x_NF), self.explainer.churn_reasons(contributions, x_NF)
             scored.why.update(zip(missing, zip(*told, strict=True), strict=True))
         return [scored.why[place] for place in places]
+
+    def churn_reasons(self, scored: Scored, places: Sequence[int], progress: Callable[[int], None]) -> list[str]:
+        """The churn reason alone, of many customers in parts; ``progress`` is told how many there are so far."""
+        found = {place: scored.why[place][1] for place in places if place in scored.why}
+        missing = [place for place in places if place not in found]
+        for start in range(0, len(missing), EXPLAINED_AT_ONCE):
+            some = missing[start : start + EXPLAINED_AT_ONCE]
+            found.update(zip(some, self.explainer.churn_reasons(*self._contributions(scored, some)), strict=True))
+            progress(len(found))
+        return [found[place] for place in places]
+
+    def _contributions(self, scored: Scored, places: Sequence[int]) -> tuple[Floats, Floats]:
+        """What each feature adds for some customers, and the features, (n, f) both."""
+        some = _part(scored.rows, places)
+        raw = self.scorer.model.predict(some) if scored.raw is None else scored.raw[places]
+        return self.scorer.explain(some, raw), some.x_NF
 
     def explain_all(self, ones: Sequence[One]) -> list[Why]:
         """The same for customers from several places."""

@@ -421,6 +421,17 @@ def test_a_recommendation_is_the_decision_about_customers_whom_nothing_keeps_fro
         assert set(np.unique(tiers)) == {0, 1, 2, 3}
 
 
+def test_a_reason_that_does_not_matter_changes_nothing_and_one_that_does_may() -> None:
+    policy, s = POLICY, many(2000, 5)
+    options = decide.options(policy, s)
+    tiers = options.allowed_NT.argmax(axis=1)
+    matters = decide.reason_matters(policy, s, tiers)
+    told = np.array([np.array(decide.refined(policy, s, options, tiers, np.full(2000, reason)))[0] for reason in range(-1, len(REASONS))])
+    differs = (told != told[0]).any(axis=0)
+    assert not differs[~matters].any()
+    assert 0 < differs.sum() <= matters.sum() < 2000
+
+
 def test_every_constraint_occurs_in_the_batch_and_no_blocked_tier_is_chosen() -> None:
     policy, s = POLICY, many(20_000)
     options = decide.options(policy, s)
