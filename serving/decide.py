@@ -77,15 +77,9 @@ class Situation:
         """Some of the customers."""
         return Situation(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data of one customer, from which `from_json` makes the same situation to the last bit."""
-        (n,) = {len(self)}
-        assert n == 1
-        return {name: getattr(self, name)[0].tolist() for name in self.__dataclass_fields__}
-
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Situation":
-        """The situation of one customer; JSON knows no infinity and has null for it."""
+        """The situation of one customer from its fields, to the last bit; JSON knows no infinity and has null for it."""
         return cls(**{name: np.array([np.inf if value[name] is None else value[name]]) for name in cls.__dataclass_fields__})
 
 

@@ -210,10 +210,8 @@ def bodies(
     versions = {"model_version": engine.version, "policy_version": policy.version, "policy_digest": policy.digest}
     prices = dict(zip(policy.resources, decided.prices_K.tolist(), strict=True))
     named = [binding.told for binding in Binding]
-    situations, fields = (
-        zip(*(getattr(s, name).tolist() for name in Situation.__dataclass_fields__), strict=True),
-        Situation.__dataclass_fields__,
-    )
+    fields = tuple(Situation.__dataclass_fields__)
+    situations = zip(*(getattr(s, name).tolist() for name in fields), strict=True)
     columns = (decided.tiers, decided.rule, decided.channel, runner_up, why, given_up, marginal, decided.propensity_N)
     rows = zip(*(values.tolist() for values in (*columns, decided.options.gains_NT, decided.options.blocked_NT)), strict=True)
     for (scored, place), id, standing, situation, row in zip(ones, ids, known, situations, rows, strict=True):
