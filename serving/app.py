@@ -264,8 +264,8 @@ class Api:
     def _finish_erasures(self) -> None:
         """What was asked for and not done before a kill."""
         if found := erase.asked(self.setup.home):
-            for pseudonyms in found.values():
-                self.desk.store.erase(pseudonyms[0])
+            for pseudonym in (one for pseudonyms in found.values() for one in pseudonyms):
+                self.desk.store.erase(pseudonym)
             self._erase_files()
 
     async def model(self, request: Request) -> Response:

@@ -95,6 +95,8 @@ class Round:
 
     def _attempt(self, out: Path, alone: bool) -> Day:
         store = self.decider.store
+        for name in ("places", "ids"):  # who was erased or joined since an attempt before
+            self.__dict__.pop(name, None)
         before = store.position(), store.consents_state()
         made = self._make()
         with replacing(out) as temporary:
@@ -117,8 +119,14 @@ class Round:
         if self.occasion is not None:
             there &= occasions.today(self.occasion, Lookup.rows(self.features, self.engine.manifest))
         names, store = self.scored.customer_id, self.decider.store
-        gone = store.erased(names)  # and whom the store has joined to another since the table was made: the other stands for both
-        return np.flatnonzero(there & np.array([a == b and a not in gone for a, b in zip(names, store.persons(names), strict=True)], bool))
+        gone, persons, in_table = store.erased(names), store.persons(names), set(names)
+        seen: set[str] = set()
+        for place, (name, person) in enumerate(zip(names, persons, strict=True)):
+            # whom the store has joined since the table was made: one row stands for the person
+            stands = name == person or (person not in in_table and person not in seen)
+            seen.add(person)
+            there[place] &= stands and name not in gone
+        return np.flatnonzero(there)
 
     @cached_property
     def ids(self) -> list[str]:

@@ -81,6 +81,8 @@ class Desk:
         occasion = asked.occasion.value if asked.occasion else None
         while True:
             found = await self._find(engine, asked)
+            if len(set(self.store.persons([pseudonym for _, pseudonym, *_ in found]))) < len(found):
+                raise Refusal(422, "Invalid request", "two of the customers are one person", [{"field": "customers", "rule": "unique"}])
             with contextlib.suppress(Gone):  # erased meanwhile: now nobody knows the customer
                 return self._answer(engine, await self.write(partial(self.decisions, engine, found, occasion, asked.reasons)))
 
@@ -119,34 +121,40 @@ class Desk:
     async def _find(self, engine: Engine, asked: Asked, pseudonyms: Sequence[str] | None = None) -> Found:
         """Every customer of a request, scored as far as anything is known."""
         customers = asked.customers
-        names, gone = self.store.who(pseudonyms or [engine.pseudonym(customer.customer_id) for customer in customers])
-        if len(set(names)) < len(names):
-            raise Refusal(422, "Invalid request", "two of the customers are the same person", [{"field": "customers", "rule": "unique"}])
-        rows = [c for c in customers if getattr(c, "features", None) is not None]
-        told_by_row = [n for n, c in zip(names, customers, strict=True) if getattr(c, "features", None) is not None]
-        told = {name: c for name, c in zip(names, customers, strict=True) if c.orders is not None and name not in gone}
-        by_id = [
-            n for n, c in zip(names, customers, strict=True) if c.orders is None and getattr(c, "features", None) is None and n not in gone
-        ]
+        own = pseudonyms or [engine.pseudonym(customer.customer_id) for customer in customers]
+        persons, erased = self.store.who(own)
+        brought = [c.orders is not None or getattr(c, "features", None) is not None for c in customers]
+        if len({id for id, brings in zip(own, brought, strict=True) if brings}) < sum(brought):
+            raise Refusal(422, "Invalid request", "two of the customers are one person", [{"field": "customers", "rule": "unique"}])
+        names = [id if brings else person for id, person, brings in zip(own, persons, brought, strict=True)]
+        gone = {name for name, id in zip(names, own, strict=True) if id in erased}
+        rows = {n: c for n, c in zip(names, customers, strict=True) if getattr(c, "features", None) is not None}
+        told = {n: c for n, c in zip(names, customers, strict=True) if c.orders is not None and n not in gone}
+        by_id = [n for n, brings in zip(names, brought, strict=True) if not brings and n not in gone]
         fresh = self.store.fresh(by_id)
         snapshot = histories.local(asked.snapshot, engine.zone) if asked.snapshot else None
         scored: dict[str, One] = {}
         if rows:
             moment = snapshot or datetime.now(engine.zone).replace(tzinfo=None)
-            found = await self._rows(engine, rows, moment)
-            scored |= {name: (found, place) for place, name in enumerate(told_by_row)}
+            found = await self._rows(engine, list(rows.values()), moment)
+            scored |= {name: (found, place) for place, name in enumerate(rows)}
         if told:
             scored |= await self._histories((engine, snapshot), told)
         if fresh:
             scored |= await self._live((engine, snapshot), sorted(fresh))
         for name in by_id:
-            if name not in fresh and (one := engine.found(name)):
+            if name not in fresh and (one := self._of_table(engine, name)):
                 scored[name] = one
-        live = {*told, *fresh, *told_by_row}
+        live = {*told, *fresh, *rows}
         return [
             (customer.customer_id, name, scored.get(name), name in live, name in live)
             for customer, name in zip(customers, names, strict=True)
         ]
+
+    def _of_table(self, engine: Engine, person: str) -> One | None:
+        """A person in the latest feature table, which may be older than the link of the ids."""
+        found = engine.found(person)
+        return found or next((one for id in self.store.ids_of(person) if (one := engine.found(id))), None)
 
     async def _rows(self, engine: Engine, rows: Sequence[Any], moment: datetime) -> Scored:
         try:
@@ -170,7 +178,7 @@ class Desk:
         """Customers of the store with events since the last load, their features computed anew."""
         engine, snapshot = kind
         names = list(dict.fromkeys(name for item in items for name in item))
-        stored = [histories.together(self.store.history(name), self.store.events(name), name, engine.manifest.tables) for name in names]
+        stored = [histories.of_person(self.store, name, engine.manifest.tables) for name in names]
         scored = engine.of_stored(stored, snapshot or _now(engine.zone))
         place = {name: row for row, name in enumerate(scored.customer_id)}
         return [{name: (scored, place[name]) for name in item if name in place} for item in items]
@@ -178,9 +186,7 @@ class Desk:
     def add_events(self, events: Sequence[Any]) -> dict[str, int]:
         """Keep new events; plan and call off the occasions that they are about."""
         engine, now, counts = self.champions.current, self.decider.clock(), {"accepted": 0, "known": 0, "erased": 0}
-        ids = list({event.customer_id for event in events})
-        own = {one: engine.pseudonym(one) for one in ids}
-        names = dict(zip(ids, self.store.persons(list(own.values())), strict=True))
+        names = {event.customer_id: engine.pseudonym(event.customer_id) for event in events}
         with self.store.transaction():
             gone = self.store.erased(list(set(names.values())))
             for event in events:
@@ -189,8 +195,6 @@ class Desk:
                     counts["erased"] += 1
                     continue
                 row = histories.plain(event.table, event.row, engine.zone)
-                if "session_id" in row and name != own[event.customer_id]:
-                    row["session_id"] = f"{own[event.customer_id]}\x1f{row['session_id']}"  # a visit is one id's, as `load` has it
                 first = event.table == "orders" and self._first_order(name, row)
                 new = self.store.add_events(name, [(event.event_id, event.table, row)], now)
                 counts["accepted" if new else "known"] += 1
@@ -200,15 +204,19 @@ class Desk:
 
     def _first_order(self, name: str, row: Mapping[str, Any]) -> bool:
         """Whether neither the batch nor an event before knows another order of the customer."""
-        others = (told for source, told in self.store.events(name) if source == "orders" and told["order_id"] != row["order_id"])
-        known = self.champions.current.found(name) is not None or "orders" in self.store.history(name)
-        return not known and next(others, None) is None
+        ids, engine = self.store.ids_of(name), self.champions.current
+        orders = (
+            told for id in ids for source, told in self.store.events(id) if source == "orders" and told["order_id"] != row["order_id"]
+        )
+        known = any(engine.found(id) is not None or "orders" in self.store.history(id) for id in ids)
+        return not known and next(orders, None) is None
 
     def _mind(self, engine: Engine, name: str, table: str, row: dict[str, Any], first: bool, now: float) -> None:
         at = next((row[key] for key in ("ordered_at", "happened_at", "opened_at") if key in row), None)
         moment = datetime.fromisoformat(at).replace(tzinfo=engine.zone).timestamp() if at else now
         if table == "orders" and not row.get("cancelled_at"):
             self.store.answer(name, moment)
+        (name,) = self.store.persons([name])
         for occasion, after in occasions.of_event(table, row, first).items():
             if after is None:
                 self.store.cancel_occasion(name, occasion.value)
@@ -277,21 +285,21 @@ class Desk:
         asked = schemas.DecisionRequest(customers=[schemas.DecisionCustomer(customer_id=customer_id)])
         found = await self._find(engine, asked)
         (standing,) = self.store.standing([name], engine.policy.consent.purpose, self.decider.clock() - DAY_SECONDS)
-        ((_, _, one, _, _),) = found
+        ((_, person, one, _, _),) = found
         if one is None and not standing.consents and not self.store.decisions_of(name, 1):
             raise Refusal(404, "Unknown customer", "neither the feature table nor the online store knows the customer")
         score = self._scores(engine, found, True)[0]
         return {
             "customer_id": customer_id,
-            "pseudonym": name,
+            "pseudonym": person,
             "score": score,
             "rfmb": _rfmb(one) if one else {},
             "touchpoints": [t.name for t, holds in zip(TOUCHPOINTS, one[0].touchpoints_NP[one[1]], strict=True) if holds] if one else [],
             "consents": standing.consents,
             "consent": consent(engine.policy, standing, self.decider.tracked),
             "timezone": standing.timezone,
-            "events_since_load": len(self.store.events(name)),
-            "decisions": [logged(body, name) for body in self.store.decisions_of(name, 10)],
+            "events_since_load": sum(len(self.store.events(id)) for id in self.store.ids_of(name)),
+            "decisions": [logged(body, person) for body in self.store.decisions_of(name, 10)],
         }
 
     def erase(self, customer_id: str, ask: Callable[[Sequence[str]], Path]) -> list[str]:
@@ -302,22 +310,20 @@ class Desk:
         names = self.store.ids_of(self._name(customer_id))
         word = ask(names)
         try:
-            self.store.erase(names[0])
+            erased = self.store.erase(names[0])
         except BaseException:  # not erased, and the caller is told so
             word.unlink(missing_ok=True)
             raise
-        return names
-
-    def _persons(self, engine: Engine, customer_ids: Sequence[str]) -> list[str]:
-        """Pseudonyms of the persons to whom customer ids belong."""
-        return self.store.persons([engine.pseudonym(one) for one in customer_ids])
+        if more := [name for name in erased if name not in names]:  # joined meanwhile
+            ask(more)
+        return erased
 
     def _name(self, customer_id: str) -> str:
         if not 1 <= len(customer_id) <= 128:
             raise Refusal(
                 422, "Invalid request", "an id has 1 to 128 characters", [{"field": "customer_id", "rule": "1 to 128 characters"}]
             )
-        (name,) = self._persons(self.champions.current, [customer_id])
+        name = self.champions.current.pseudonym(customer_id)
         if self.store.erased([name]):
             raise Refusal(404, "Unknown customer", "neither the feature table nor the online store knows the customer")
         return name

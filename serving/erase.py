@@ -93,8 +93,12 @@ def main() -> None:
     home = Path(sys.argv[1])
     with locked(home, wait=True):
         for file, pseudonyms in asked(home).items():
-            changed = {changed for one in pseudonyms for changed in erase(home, one)}
-            file.unlink()
+            try:
+                changed = {changed for one in pseudonyms for changed in erase(home, one)}
+            except Exception as error:  # the others are not to wait for it; the next start tries again
+                print(f"an erasure failed: {type(error).__name__}", file=sys.stderr, flush=True)
+                continue
+            file.unlink(missing_ok=True)
             print(f"erased a customer from {len(changed)} file(s)", flush=True)
 
 

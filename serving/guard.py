@@ -108,7 +108,7 @@ class Guard:
                 message["headers"] = [*message["headers"], *HEADERS, *([] if own else NO_CONTENT)]
             await send(message)
 
-        refusal = _busy if scope["path"] in LISTS and self.full() else self._refusal(scope, where)
+        refusal = self._refusal(scope, where)
         try:
             await (self.inner if refusal is None else refusal)(scope, receive, answering)
         except Exception:
@@ -134,7 +134,7 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limit:
             return _refused("size", 413, "Too large", f"the body is larger than {limit} bytes", {"Connection": "close"})
-        return None
+        return _busy if scope["path"] in LISTS and self.full() else None
 
     def _key(self, headers: dict[bytes, bytes]) -> Key | None:
         if self.keys is None:

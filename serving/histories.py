@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.schema import EXACT, FLAG, SOURCES, TEXT, TIME, Source
+from serving.online import OnlineStore
 from serving.schemas import CustomerRequest
 
 _TYPES = {TEXT: pa.string(), FLAG: pa.bool_(), TIME: pa.timestamp("us"), EXACT: pa.decimal128(18, 4)}
@@ -69,6 +70,27 @@ def together(stored: Mapping[str, bytes], since: Sequence[tuple[str, Plain]], cu
         base = read(name, stored[name]) if name in stored else schema(name).empty_table()
         found[name] = _replaced(SOURCES[name], base, added) if added else base
     return found
+
+
+def of_person(store: OnlineStore, customer: str, sources: Sequence[str]) -> dict[str, pa.Table]:
+    """Canonical tables of a customer's person in the online store: what the batch knows and the events since, of all ids, as one customer.
+
+    A visit stays that of one id, as in the feature table.
+    """
+    found: dict[str, list[pa.Table]] = {name: [] for name in sources if name != "identities"}
+    for id in store.ids_of(customer):
+        for name, rows in together(store.history(id), store.events(id), id, sources).items():
+            found[name].append(rows if id == customer else _renamed(rows, id, customer))
+    return {name: parts[0] if len(parts) == 1 else pa.concat_tables(parts) for name, parts in found.items()}
+
+
+def _renamed(rows: pa.Table, id: str, customer: str) -> pa.Table:
+    if "customer_id" in rows.column_names:
+        rows = rows.set_column(rows.column_names.index("customer_id"), "customer_id", pa.array([customer] * len(rows), pa.string()))
+    if "session_id" in rows.column_names:
+        visits = pc.binary_join_element_wise(pa.scalar(id), rows["session_id"], "\x1f")
+        rows = rows.set_column(rows.column_names.index("session_id"), "session_id", visits)
+    return rows
 
 
 def _replaced(source: Source, base: pa.Table, added: Sequence[Plain]) -> pa.Table:

@@ -20,6 +20,8 @@ from serving.policy import CHANNELS
 
 LOADED = "loaded"
 """Key of the fingerprint of what was loaded last, and its last moment."""
+FORMAT = 2
+"""Of what is kept; a store loaded in another one is loaded again."""
 CHUNK = 2000
 CONTACT_DAYS = 120
 """Contacts older than this, before the last event known, are of no use to any cap or ladder."""
@@ -32,17 +34,19 @@ def load(
 ) -> bool:
     """Bring the store up to the canonical tables in force; False where it already is.
 
-    Everything is kept by person: customer ids that identities have joined by now are one, named as in the feature table.
+    Everything is kept by customer id, and beside it whom identities have joined by now, named as in the feature table.
     Events that the service was told of stay only where they lie after the last moment that the tables know.
     """
     batch = Store.read(sources)
     found = store.meta(LOADED)
-    if found and found["fingerprint"] == batch.fingerprint:
+    guards = guards or Identity()
+    state = f"{batch.fingerprint} {FORMAT} {guards.model_dump_json()}"
+    if found and found["fingerprint"] == state:
         return False
     zone = ZoneInfo(timezone)
     with batch.connect(sources) as connection:
+        joined = _persons(connection, guards) if "identities" in batch.parts else []
         with store.transaction():
-            joined = _persons(connection, (guards or Identity()) if "identities" in batch.parts else None)
             gone = store.erased([one for pair in joined for one in pair])
             store.set_persons(pair for pair in joined if gone.isdisjoint(pair))
         names = [name for name in batch.parts if name != "identities"]
@@ -66,31 +70,24 @@ def load(
                 store.add_contacts(contact for contact in contacts if contact[0] not in gone)
     with store.transaction():
         store.forget_events(last.replace(tzinfo=zone).timestamp())
-        store.set_meta(LOADED, {"fingerprint": batch.fingerprint, "last": last.isoformat(), "consents": "consents" in batch.parts})
+        store.set_meta(LOADED, {"fingerprint": state, "last": last.isoformat(), "consents": "consents" in batch.parts})
     return True
 
 
-def _persons(connection: duckdb.DuckDBPyConnection, guards: Identity | None) -> list[tuple[str, str]]:
-    """(customer, person) of those joined, by all that is known; also the macro ``person`` for the queries here."""
-    connection.execute("CREATE TEMP TABLE IF NOT EXISTS persons (customer_id VARCHAR, person_id VARCHAR)")
-    if guards is not None:
-        (known,) = connection.sql("SELECT max(greatest(seen_at, arrived_at)) FROM identities").fetchall()[0]
-        if known is not None:
-            identity.join(connection, [known], guards)
-    connection.execute(
-        "CREATE TEMP MACRO person(id) AS coalesce((SELECT any_value(p.person_id) FROM persons AS p WHERE p.customer_id = id), id)"
-    )
+def _persons(connection: duckdb.DuckDBPyConnection, guards: Identity) -> list[tuple[str, str]]:
+    """(customer, person) of those joined, by all that is known."""
+    (known,) = connection.sql("SELECT max(greatest(seen_at, arrived_at)) FROM identities").fetchall()[0]
+    if known is None:
+        return []
+    identity.join(connection, [known], guards)
     return connection.sql("SELECT customer_id, person_id FROM persons WHERE customer_id <> person_id").fetchall()
 
 
 def _histories(connection: duckdb.DuckDBPyConnection, name: str) -> Iterator[tuple[str, str, bytes]]:
     """(customer, table, record batch) of a canonical table, a customer after another."""
     join = f" JOIN orders AS o USING ({CHILDREN[name]})" if name in CHILDREN else ""
-    owner = "person(o.customer_id)" if name in CHILDREN else "person(r.customer_id)"
+    owner = "o.customer_id" if name in CHILDREN else "r.customer_id"
     columns = ", ".join(f'r."{column.name}"' for column in SOURCES[name].columns)
-    columns = columns.replace('r."customer_id"', 'person(r.customer_id) AS "customer_id"')
-    visit = "CASE WHEN person(r.customer_id) = r.customer_id THEN r.session_id ELSE r.customer_id || chr(31) || r.session_id END"
-    columns = columns.replace('r."session_id"', f'{visit} AS "session_id"')  # a visit is one id's, as in the feature table
     relation = connection.execute(f'SELECT {owner} AS owner, {columns} FROM "{name}" AS r{join} ORDER BY owner')
     schema, held = histories.schema(name), None
     for batch in relation.to_arrow_reader(200_000):
@@ -118,7 +115,7 @@ def _split(rows: pa.Table, name: str, schema: pa.Schema) -> Iterator[tuple[str, 
 
 def _consents(connection: duckdb.DuckDBPyConnection, zone: ZoneInfo) -> Iterator[tuple[str, str, str, bool, float]]:
     found = connection.execute(
-        """SELECT person(customer_id), purpose, coalesce(channel, ''), arg_max(granted, changed_at), max(changed_at)
+        """SELECT customer_id, purpose, coalesce(channel, ''), arg_max(granted, (changed_at, NOT granted)), max(changed_at)
            FROM consents GROUP BY 1, 2, 3"""
     )
     while rows := found.fetchmany(10_000):
@@ -129,10 +126,9 @@ def _consents(connection: duckdb.DuckDBPyConnection, zone: ZoneInfo) -> Iterator
 def _contacts(connection: duckdb.DuckDBPyConnection, last: datetime, zone: ZoneInfo) -> Iterator[tuple[Any, ...]]:
     """Recent contacts; answered by a click, a conversion, or an order after it."""
     found = connection.execute(
-        """SELECT person(c.customer_id), c.sent_at, coalesce(c.tier, 1)::INT, coalesce(c.channel, ''),
+        """SELECT c.customer_id, c.sent_at, coalesce(c.tier, 1)::INT, coalesce(c.channel, ''),
                   c.clicked_at IS NOT NULL OR c.converted_at IS NOT NULL OR coalesce(o.latest > c.sent_at, false)
-           FROM contacts AS c LEFT JOIN (SELECT person(customer_id) AS person_id, max(ordered_at) AS latest FROM orders GROUP BY 1) AS o
-               ON o.person_id = person(c.customer_id)
+           FROM contacts AS c LEFT JOIN (SELECT customer_id, max(ordered_at) AS latest FROM orders GROUP BY 1) AS o USING (customer_id)
            WHERE c.sent_at > $1 ORDER BY c.sent_at""",
         [last - timedelta(days=CONTACT_DAYS)],
     )

@@ -67,11 +67,18 @@ class OnlineStore(ABC):
 
     @abstractmethod
     def set_persons(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Keep who is another (customer, person) in place of what was kept; what is known of such a customer becomes the person's."""
+        """Keep who is another (customer, person) in place of what was kept.
+
+        Everything else is kept by customer, and read for all ids of a person: a link that comes or goes moves nothing.
+        """
 
     @abstractmethod
     def persons(self, customers: Sequence[str]) -> list[str]:
         """The person of each customer: mostly the customer."""
+
+    @abstractmethod
+    def ids_of(self, customer: str) -> list[str]:
+        """All ids of a customer's person, the person's own first."""
 
     @abstractmethod
     def put_histories(self, rows: Iterable[tuple[str, str, bytes]]) -> None:
@@ -111,11 +118,11 @@ class OnlineStore(ABC):
 
     @abstractmethod
     def standing(self, customers: Sequence[str], purpose: str, since: float) -> list[Standing]:
-        """Consents for a purpose, and contacts since a moment, of each customer."""
+        """Consents for a purpose, and contacts since a moment, of the person of each customer."""
 
     @abstractmethod
     def answer(self, customer: str, until: float) -> None:
-        """Mark contacts up to a moment as answered: the customer has responded or ordered."""
+        """Mark contacts up to a moment as answered: the person has responded or ordered."""
 
     @abstractmethod
     def spent(self, day: str) -> dict[str, int]:
@@ -135,7 +142,7 @@ class OnlineStore(ABC):
 
     @abstractmethod
     def decisions_of(self, customer: str, limit: int) -> list[dict[str, Any]]:
-        """The latest decisions of a customer, latest first."""
+        """The latest decisions about a customer's person, latest first."""
 
     @abstractmethod
     def feed(self, after: int, limit: int) -> list[tuple[int, str, dict[str, Any]]]:
@@ -171,28 +178,26 @@ class OnlineStore(ABC):
 
     @abstractmethod
     def known(self) -> set[str]:
-        """Customers with a consent, a contact or a time zone of their own."""
+        """Customers whose person has a consent, a contact or a time zone."""
 
     @abstractmethod
     def fresh(self, customers: Sequence[str]) -> set[str]:
-        """Those of whom events came since the last load."""
+        """Those of whose person events came since the last load."""
 
     @abstractmethod
-    def erase(self, customer: str) -> None:
-        """Remove everything of a person, and every byte of it from the disk; what stays is a one-way digest of each of the ids."""
+    def erase(self, customer: str) -> list[str]:
+        """Remove everything of a customer's person, and every byte of it from the disk; what stays is a one-way digest of each id.
 
-    @abstractmethod
-    def ids_of(self, person: str) -> list[str]:
-        """All customer ids of a person, the person's own first."""
+        Returns the ids.
+        """
 
     @abstractmethod
     def erased(self, customers: Sequence[str]) -> set[str]:
         """Those who were erased."""
 
     def who(self, customers: Sequence[str]) -> tuple[list[str], set[str]]:
-        """The person of each customer, and the persons among them who were erased."""
-        names = self.persons(customers)
-        return names, self.erased(names)
+        """The person of each customer, and the customers among them who were erased."""
+        return self.persons(customers), self.erased(customers)
 
 
 def _in_force(told: Mapping[str, tuple[bool, float]]) -> dict[str, bool]:
@@ -228,10 +233,6 @@ CREATE TABLE IF NOT EXISTS erased (digest TEXT PRIMARY KEY) WITHOUT ROWID;
 _AT_ONCE = 500
 """Customers of one query."""
 _OF_CUSTOMER = ("history", "event", "consent", "home", "contact", "decision", "due", "person")
-
-
-def _holes(values: Sequence[str]) -> str:
-    return ",".join("?" * len(values))
 
 
 class SqliteStore(OnlineStore):
@@ -280,30 +281,35 @@ class SqliteStore(OnlineStore):
     def set_persons(self, rows: Iterable[tuple[str, str]]) -> None:  # noqa: D102
         self._db.execute("DELETE FROM person")
         self._db.executemany("INSERT INTO person VALUES (?, ?)", rows)
-        joined = "customer IN (SELECT customer FROM person)"
-        self._db.execute(f"DELETE FROM history WHERE {joined}")
-        self.set_consents(
-            self._db.execute("SELECT person, purpose, channel, granted, since FROM consent JOIN person USING (customer)").fetchall()
-        )
-        self._db.execute(f"DELETE FROM consent WHERE {joined}")
-        for table in ("event", "home", "contact", "due"):
-            person = f"(SELECT person FROM person AS p WHERE p.customer = {table}.customer)"
-            self._db.execute(f"UPDATE OR IGNORE {table} SET customer = {person} WHERE {joined}")
-            self._db.execute(f"DELETE FROM {table} WHERE {joined}")
 
     def who(self, customers: Sequence[str]) -> tuple[list[str], set[str]]:  # noqa: D102
         joined, gone = self._db.execute("SELECT EXISTS (SELECT 1 FROM person), EXISTS (SELECT 1 FROM erased)").fetchone()
-        names = self.persons(customers) if joined else list(customers)
-        return names, self.erased(names) if gone else set()
+        return self.persons(customers) if joined else list(customers), self.erased(customers) if gone else set()
 
     def persons(self, customers: Sequence[str]) -> list[str]:  # noqa: D102
         if self._db.execute("SELECT 1 FROM person LIMIT 1").fetchone() is None:
             return list(customers)
-        found: dict[str, str] = {}
+        found = dict(self._among("SELECT customer, person FROM person WHERE customer IN ({holes})", customers))
+        return [found.get(one, one) for one in customers]
+
+    def ids_of(self, customer: str) -> list[str]:  # noqa: D102
+        return self._ids([customer])[customer]
+
+    def _ids(self, customers: Sequence[str]) -> dict[str, list[str]]:
+        """All ids of the person of each customer."""
+        if self._db.execute("SELECT 1 FROM person LIMIT 1").fetchone() is None:
+            return {one: [one] for one in customers}
+        person = dict(zip(customers, self.persons(customers), strict=True))
+        ids = {one: [one] for one in person.values()}
+        for one, customer in self._among("SELECT person, customer FROM person WHERE person IN ({holes}) ORDER BY customer", list(ids)):
+            ids[one].append(customer)
+        return {customer: ids[one] for customer, one in person.items()}
+
+    def _among(self, query: str, customers: Sequence[str], *more: Any) -> Iterator[Any]:
+        """Rows of a query about some customers; ``more`` are its other parameters, after them."""
         for start in range(0, len(customers), _AT_ONCE):
             some = customers[start : start + _AT_ONCE]
-            found.update(self._db.execute(f"SELECT customer, person FROM person WHERE customer IN ({_holes(some)})", some).fetchall())
-        return [found.get(one, one) for one in customers]
+            yield from self._db.execute(query.format(holes=",".join("?" * len(some))), (*some, *more)).fetchall()
 
     def put_histories(self, rows: Iterable[tuple[str, str, bytes]]) -> None:  # noqa: D102
         self._db.executemany("INSERT OR REPLACE INTO history VALUES (?, ?, ?)", rows)
@@ -339,26 +345,36 @@ class SqliteStore(OnlineStore):
         self._db.execute("DELETE FROM event WHERE at <= ?", (until,))
 
     def standing(self, customers: Sequence[str], purpose: str, since: float) -> list[Standing]:  # noqa: D102
-        consents: dict[str, dict[str, tuple[bool, float]]] = {}
+        ids = self._ids(customers)
+        every = [id for some in ids.values() for id in some]
+        consents: dict[str, list[tuple[str, bool, float]]] = {}
+        for id, *consent in self._among(
+            "SELECT customer, channel, granted, since FROM consent WHERE customer IN ({holes}) AND purpose = ?", every, purpose
+        ):
+            consents.setdefault(id, []).append((consent[0], bool(consent[1]), consent[2]))
         contacts: dict[str, list[PastContact]] = {}
-        zones: dict[str, str] = {}
-        for start in range(0, len(customers), _AT_ONCE):
-            some = customers[start : start + _AT_ONCE]
-            holes = _holes(some)
-            for customer, channel, granted, at in self._db.execute(
-                f"SELECT customer, channel, granted, since FROM consent WHERE customer IN ({holes}) AND purpose = ?", (*some, purpose)
-            ):
-                consents.setdefault(customer, {})[channel] = bool(granted), at
-            for customer, *contact in self._db.execute(
-                f"SELECT customer, at, tier, channel, answered FROM contact WHERE customer IN ({holes}) AND at > ? ORDER BY at",
-                (*some, since),
-            ):
-                contacts.setdefault(customer, []).append(PastContact(*contact))
-            zones |= dict(self._db.execute(f"SELECT customer, timezone FROM home WHERE customer IN ({holes})", some).fetchall())
-        return [Standing(_in_force(consents.get(one, {})), contacts.get(one, ()), zones.get(one)) for one in customers]
+        told = "SELECT customer, at, tier, channel, answered FROM contact WHERE customer IN ({holes}) AND at > ? ORDER BY at"
+        for id, *contact in self._among(told, every, since):
+            contacts.setdefault(id, []).append(PastContact(*contact))
+        zones = dict(self._among("SELECT customer, timezone FROM home WHERE customer IN ({holes})", every))
+        return [self._standing(ids[one], consents, contacts, zones) for one in customers]
+
+    @staticmethod
+    def _standing(ids: Sequence[str], consents: Mapping[str, Any], contacts: Mapping[str, Any], zones: Mapping[str, str]) -> Standing:
+        """Of one person: by channel the latest word of any id, of two at one moment the withdrawal."""
+        if len(ids) == 1:
+            (id,) = ids
+            told = {channel: (granted, since) for channel, granted, since in consents.get(id, ())}
+            return Standing(_in_force(told), contacts.get(id, ()), zones.get(id))
+        latest: dict[str, tuple[bool, float]] = {}
+        for channel, granted, since in sorted((one for id in ids for one in consents.get(id, ())), key=lambda one: (one[2], not one[1])):
+            latest[channel] = granted, since
+        every = sorted((one for id in ids for one in contacts.get(id, ())), key=lambda one: one.at)
+        return Standing(_in_force(latest), every, next((zones[id] for id in ids if id in zones), None))
 
     def answer(self, customer: str, until: float) -> None:  # noqa: D102
-        self._db.execute("UPDATE contact SET answered = 1 WHERE customer = ? AND at <= ?", (customer, until))
+        for one in self.ids_of(customer):
+            self._db.execute("UPDATE contact SET answered = 1 WHERE customer = ? AND at <= ?", (one, until))
 
     def spent(self, day: str) -> dict[str, int]:  # noqa: D102
         return dict(self._db.execute("SELECT resource, used FROM spend WHERE day = ?", (day,)).fetchall())
@@ -375,8 +391,9 @@ class SqliteStore(OnlineStore):
         return None if found is None else (found[0], json.loads(found[1]), found[2])
 
     def decisions_of(self, customer: str, limit: int) -> list[dict[str, Any]]:  # noqa: D102
-        found = self._db.execute("SELECT body FROM decision WHERE customer = ? ORDER BY number DESC LIMIT ?", (customer, limit))
-        return [json.loads(body) for (body,) in found]
+        latest = "SELECT number, body FROM decision WHERE customer = ? ORDER BY number DESC LIMIT ?"
+        found = [row for one in self.ids_of(customer) for row in self._db.execute(latest, (one, limit))]
+        return [json.loads(body) for _, body in sorted(found, reverse=True)[:limit]]
 
     def feed(self, after: int, limit: int) -> list[tuple[int, str, dict[str, Any]]]:  # noqa: D102
         found = self._db.execute("SELECT number, customer, body FROM decision WHERE number > ? ORDER BY number LIMIT ?", (after, limit))
@@ -412,10 +429,14 @@ class SqliteStore(OnlineStore):
 
     def known(self) -> set[str]:  # noqa: D102
         tables = ("consent", "contact", "home")
-        return {one for table in tables for (one,) in self._db.execute(f"SELECT DISTINCT customer FROM {table}")}
+        found = {one for table in tables for (one,) in self._db.execute(f"SELECT DISTINCT customer FROM {table}")}
+        pairs = self._db.execute("SELECT customer, person FROM person").fetchall()
+        persons = {person for customer, person in pairs if customer in found or person in found}
+        return found | persons | {customer for customer, person in pairs if person in persons}
 
     def fresh(self, customers: Sequence[str]) -> set[str]:  # noqa: D102
-        return {one for one in customers if self._db.execute("SELECT 1 FROM event WHERE customer = ? LIMIT 1", (one,)).fetchone()}
+        told = "SELECT 1 FROM event WHERE customer = ? LIMIT 1"
+        return {one for one, ids in self._ids(customers).items() if any(self._db.execute(told, (id,)).fetchone() for id in ids)}
 
     def erased(self, customers: Sequence[str]) -> set[str]:  # noqa: D102
         if self._db.execute("SELECT 1 FROM erased LIMIT 1").fetchone() is None:
@@ -425,17 +446,16 @@ class SqliteStore(OnlineStore):
             return {one for one in customers if subject(one) in gone}
         return {one for one in customers if self._db.execute("SELECT 1 FROM erased WHERE digest = ?", (subject(one),)).fetchone()}
 
-    def ids_of(self, person: str) -> list[str]:  # noqa: D102
-        return [person, *(one for (one,) in self._db.execute("SELECT customer FROM person WHERE person = ?", (person,)))]
-
-    def erase(self, customer: str) -> None:  # noqa: D102
+    def erase(self, customer: str) -> list[str]:  # noqa: D102
         with self.transaction():
-            for one in self.ids_of(customer):
+            ids = self.ids_of(customer)
+            for one in ids:
                 self._db.execute("DELETE FROM outcome WHERE decision IN (SELECT id FROM decision WHERE customer = ?)", (one,))
                 self._db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (subject(one),))
                 for table in _OF_CUSTOMER:
                     self._db.execute(f"DELETE FROM {table} WHERE customer = ?", (one,))
         for _ in range(100):  # the log ahead of the file still holds the old pages until no reader needs them
             if not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                return
+                break
             time.sleep(0.05)
+        return ids

@@ -122,7 +122,11 @@ def _said(policy: Policy, tier: int, body: dict[str, Any]) -> bool:
     return any(one is not None and one.strategy == body["strategy"] and body["channel"] in one.channels for one in rules)
 
 
-def _probability(scorer: Scorer, row: bytes, body: dict[str, Any]) -> float:
-    moment = np.datetime64(body["snapshot"], "us")
-    rows = Rows.unpacked(tuple(scorer.manifest.names), row, scorer.manifest.channels, moment)
-    return float(scorer.predict(rows)[0])
+def _probability(scorer: Scorer, row: bytes, body: dict[str, Any]) -> float | None:
+    """None where the model reads sequences and the row is of a time when they were not logged."""
+    names, channels = tuple(scorer.manifest.names), scorer.manifest.channels
+    if len(row) == 8 * len(names):
+        if scorer.model.reads_sequences and channels:
+            return None
+        channels = ()
+    return float(scorer.predict(Rows.unpacked(names, row, channels, np.datetime64(body["snapshot"], "us")))[0])

@@ -29,7 +29,7 @@ def engine(package: Path, sample_features: Shop) -> Engine:
 
 
 def stored(store: SqliteStore, engine: Engine, names: list[str], moment: datetime) -> dict[str, tuple[np.ndarray, float]]:
-    parts = [histories.together(store.history(name), store.events(name), name, engine.manifest.tables) for name in names]
+    parts = [histories.of_person(store, name, engine.manifest.tables) for name in names]
     scored = engine.of_stored(parts, moment)
     return {name: (scored.rows.x_NF[place], scored.p[place]) for place, name in enumerate(scored.customer_id)}
 

@@ -56,23 +56,32 @@ class OnlineStoreTests:
         store.put_histories([("a", "orders", b"4")])
         assert store.history("a") == {"orders": b"4", "tickets": b"2"}
 
-    def test_what_is_known_of_a_second_id_becomes_the_persons(self, store: OnlineStore) -> None:
-        store.put_histories([("b", "orders", b"1"), ("a", "orders", b"2")])
+    def test_what_is_known_of_any_id_is_the_persons_while_the_link_holds(self, store: OnlineStore) -> None:
         store.add_events("b", [("e1", "orders", ROW)], 1.0)
         store.set_consents([("a", "marketing", SMS, True, 5.0), ("b", "marketing", SMS, False, 6.0), ("b", "marketing", MAIL, True, 1.0)])
+        store.set_consents([("a", "marketing", "call", True, 2.0), ("c", "marketing", "call", False, 2.0)])
         store.set_timezone("b", "Asia/Tokyo")
-        store.add_contacts([("b", 3.0, 1, SMS, False, None)])
-        store.plan_occasion("b", "silent_90d", 1.0)
+        store.add_contacts([("b", 3.0, 1, SMS, False, None), ("a", 1.0, 2, MAIL, False, None)])
+        store.record([("1", 1.0, "a", '{"n": 1}', None), ("2", 2.0, "b", '{"n": 2}', None)])
+        assert (store.persons(["b"]), store.fresh(["a"]), len(store.decisions_of("a", 9))) == (["b"], set(), 1)
         store.set_persons([("b", "a"), ("c", "a")])
-        assert (store.persons(["c", "x", "a", "b"]), store.ids_of("a"), store.ids_of("x")) == (["a", "x", "a", "a"], ["a", "b", "c"], ["x"])
-        assert (store.history("a"), store.history("b"), store.fresh(["a", "b"])) == ({"orders": b"2"}, {}, {"a"})
-        (standing,) = store.standing(["a"], "marketing", 0)
-        assert (standing.consents, standing.timezone, len(standing.contacts)) == ({SMS: False, MAIL: True}, "Asia/Tokyo", 1)
-        assert store.take_due(2.0, 9, 1.0) == [("a", "silent_90d")]
-        store.erase("a")
-        assert (store.persons(["b"]), store.erased(["a", "b", "c", "x"]), store.known()) == (["b"], {"a", "b", "c"}, set())
+        assert (store.persons(["c", "x", "a", "b"]), store.ids_of("b"), store.ids_of("x")) == (["a", "x", "a", "a"], ["a", "b", "c"], ["x"])
+        assert (store.fresh(["a", "c", "x"]), store.known()) == ({"a", "c"}, {"a", "b", "c"})
+        for one in store.standing(["a", "b", "c"], "marketing", 0):
+            assert one.consents == {SMS: False, MAIL: True, "call": False}  # of two words at one moment the withdrawal
+            assert (one.timezone, [contact.at for contact in one.contacts]) == ("Asia/Tokyo", [1.0, 3.0])
+        store.answer("c", 2.0)
+        assert [contact.answered for contact in store.standing(["b"], "marketing", 0)[0].contacts] == [True, False]
+        assert [one["n"] for one in store.decisions_of("c", 1)] == [2]
         store.set_persons([])
-        assert store.persons(["c"]) == ["c"]
+        assert (store.standing(["a"], "marketing", 0)[0].consents, store.fresh(["a"])) == ({SMS: True, "call": True}, set())
+
+    def test_an_erasure_by_any_id_takes_all(self, store: OnlineStore) -> None:
+        store.set_persons([("b", "a"), ("c", "a")])
+        store.set_consents([("a", "marketing", SMS, True, 5.0), ("b", "marketing", SMS, False, 6.0)])
+        assert store.erase("c") == ["a", "b", "c"]
+        assert (store.persons(["b"]), store.erased(["a", "b", "c", "x"]), store.known()) == (["b"], {"a", "b", "c"}, set())
+        assert store.who(["x", "b"]) == (["x", "b"], {"b"})
 
     def test_an_event_told_again_changes_nothing(self, store: OnlineStore) -> None:
         assert store.add_events("a", [("e1", "orders", ROW), ("e2", "tickets", {})], 1.0) == 2

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from features import mapping, table
+from features.mapping import Identity
 from features.simulate import simulate
+from features.store import opened
 from serving import histories, policy, schemas
 from serving.answers import Refusal
 from serving.champions import Champions
@@ -36,6 +38,10 @@ def shop_of(folder: Path, customers: int) -> Shop:
     validate(dataset, shop.places)
     build_features(dataset, shop.places)
     return shop
+
+
+def store_of(shop: Shop) -> Any:
+    return opened(shop.places.sources)
 
 
 def loaded(shop: Shop, file: Path) -> SqliteStore:
@@ -67,7 +73,7 @@ def worst(store: SqliteStore, engine: Engine) -> float:
     off = 0.0
     for start in range(0, len(batch), 200):
         names = batch.customer_id[start : start + 200]
-        found = engine.of_stored([histories.together(store.history(name), [], name, engine.manifest.tables) for name in names], moment)
+        found = engine.of_stored([histories.of_person(store, name, engine.manifest.tables) for name in names], moment)
         assert found.customer_id == names
         expected = batch.rows.x_NF[start : start + 200]
         assert (np.isnan(found.rows.x_NF) == np.isnan(expected)).all()
@@ -121,7 +127,7 @@ def test_both_ids_are_one_person(desk: Desk, two: tuple[str, str]) -> None:
     (by_other,), (by_own,) = (asyncio.run(desk.score(scoring(one)))["results"] for one in (other, person))
     assert (by_other["pseudonym"], by_other["customer_id"]) == (person, other)
     assert by_other["churn_probability"] == by_own["churn_probability"]
-    with pytest.raises(Refusal, match="the same person"):
+    with pytest.raises(Refusal, match="one person"):
         decided(desk, other, person)
 
 
@@ -142,23 +148,59 @@ def test_an_opt_out_by_one_id_keeps_the_person_from_every_contact(desk: Desk, sh
 
 def test_an_event_of_one_id_counts_for_the_person(desk: Desk, two: tuple[str, str]) -> None:
     other, person = two
+    before = asyncio.run(desk.profile(person))
     row = {"order_id": "told", "ordered_at": "2025-12-31T12:00:00", "amount": 20.0}
     body = {"events": [{"event_id": "e", "customer_id": other, "table": "orders", "row": row}]}
     assert desk.add_events(schemas.EventsRequest.model_validate_json(json.dumps(body)).events)["accepted"] == 1
-    assert [table for table, _ in desk.store.events(person)] == ["orders"]
+    after = asyncio.run(desk.profile(person))
+    assert after["events_since_load"] == 1
+    assert after["rfmb"]["frequency_orders"] == before["rfmb"]["frequency_orders"] + 1
 
 
-def test_a_link_learnt_later_brings_what_was_told_by_the_other_id(desk: Desk, shop: Shop, two: tuple[str, str], tmp_path: Path) -> None:
+def test_a_link_learnt_later_brings_what_was_told_by_the_other_id_and_one_that_goes_takes_it_back(
+    desk: Desk, shop: Shop, two: tuple[str, str], tmp_path: Path
+) -> None:
     other, person = two
-    fresh = SqliteStore(tmp_path / "fresh.db")
     hidden, now = desk.champions.current.pseudonyms(other), 2_000_000_000.0  # after everything that the batch knows
+    fresh = SqliteStore(tmp_path / "fresh.db")
     fresh.set_consents([(hidden, "marketing", "", False, now), (person, "marketing", "", True, now - 1)])
     fresh.add_events(hidden, [("e", "orders", {"order_id": "told"})], now)
+    assert (fresh.standing([person], "marketing", 0)[0].consents, fresh.fresh([person])) == ({"": True}, set())
     dataset = mapping.read(shop.mapping)
     load(fresh, shop.places.sources, dataset.timezone, guards=dataset.identity)
-    assert fresh.standing([person], "marketing", 0)[0].consents == {"": False}
-    assert [table for table, _ in fresh.events(person)] == ["orders"]
-    assert (fresh.history(hidden), fresh.events(hidden), fresh.standing([hidden], "marketing", 0)[0].consents) == ({}, [], {})
+    assert (fresh.standing([person], "marketing", 0)[0].consents[""], fresh.fresh([person])) == (False, {person})
+    load(fresh, shop.places.sources, dataset.timezone, guards=Identity(max_customers=1, max_component=1))  # now too many: nobody is joined
+    assert fresh.ids_of(person) == [person]
+    assert [fresh.standing([one], "marketing", 0)[0].consents[""] for one in (person, hidden)] == [True, False]
+
+
+def test_an_outcome_of_a_decision_from_before_the_link_is_the_persons(desk: Desk, two: tuple[str, str]) -> None:
+    other, person = two
+    engine, pairs = desk.champions.current, [(one, person) for one in desk.store.ids_of(person)[1:]]
+    hidden = engine.pseudonyms(other)
+    desk.store.set_persons([])
+    (alone,) = desk.decider.decide(engine, [engine.found(person)], [hidden], None, [False])  # type: ignore[list-item]
+    desk.store.set_persons(pairs)
+    told = [{"decision_id": alone["decision_id"], "kind": "unsubscribed", "at": "2026-01-01T12:00:00"}]
+    desk.add_outcomes(schemas.OutcomesRequest.model_validate_json(json.dumps({"outcomes": told})).outcomes)
+    (standing,) = desk.store.standing([person], "marketing", 0)
+    assert standing.consents[alone["channel"] or ""] is False
+    assert alone["decision_id"] in {one["decision_id"] for one in asyncio.run(desk.profile(person))["decisions"]}
+
+
+def test_a_new_account_of_an_erased_person_is_a_new_person(desk: Desk, shop: Shop, two: tuple[str, str], tmp_path: Path) -> None:
+    """The identities of the shop's files still join them."""
+    other, person = two
+    hidden, dataset = desk.champions.current.pseudonyms(other), mapping.read(shop.mapping)
+    fresh = SqliteStore(tmp_path / "fresh.db")
+    fresh.erase(hidden)  # alone, before the link was known
+    load(fresh, shop.places.sources, dataset.timezone, guards=dataset.identity)
+    assert (fresh.ids_of(person), fresh.erased([person, hidden])) == ([person], {hidden})
+    own = histories.together(fresh.history(person), [], person, ["orders"])["orders"]["order_id"].to_pylist()
+    with store_of(shop) as connection:
+        expected = [one for (one,) in connection.execute("SELECT order_id FROM orders WHERE customer_id = $1", [person]).fetchall()]
+    assert sorted(own) == sorted(expected)
+    assert fresh.history(hidden) == {}
 
 
 def test_an_erasure_by_one_id_removes_the_person_under_all(desk: Desk, shop: Shop, two: tuple[str, str], tmp_path: Path) -> None:
