@@ -197,7 +197,7 @@ def test_a_due_occasion_is_decided_by_the_service_and_logged_as_such(desk: Desk,
     tell(desk, name, "tickets", {"ticket_id": "t", "opened_at": moment(desk), "complaint": True}, "e1")
     clock.now += 0.001  # the moment told is rounded to a microsecond
     assert due(desk) == 1
-    (_, body) = desk.store.decisions_of(name, 9)[::-1]
+    (body,) = desk.store.decisions_of(name, 9)
     assert (body["occasion"], body["situation"]["p"] >= 0) == ("complaint_open", True)
     assert "low_risk" not in body["blocked"].values()
 
