@@ -1,5 +1,6 @@
 """A real service that is told to stop, loses a worker, or ends: what is promised is answered, and nothing is left behind."""
 
+import json
 import os
 import signal
 import time
@@ -84,9 +85,10 @@ def turned_down(address: str) -> bool:
 
 
 def test_a_told_stop_answers_all_that_is_in_flight_and_turns_readiness_down_first(address: str, tmp_path: Path) -> None:
-    body, family = heavy(), of_home(tmp_path)
+    body, family = json.dumps(heavy(120)).encode(), of_home(tmp_path)
+    given = {"content": body, "headers": {"Content-Type": "application/json"}, "timeout": 60}
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        asked = [pool.submit(httpx.post, f"{address}/v1/score", json=body, timeout=60) for _ in range(IN_FLIGHT)]
+        asked = [pool.submit(httpx.post, f"{address}/v1/score", **given) for _ in range(IN_FLIGHT)]
         time.sleep(0.7)
         waiting = sum(not one.done() for one in asked)
         supervisor(tmp_path).send_signal(signal.SIGTERM)
