@@ -131,9 +131,10 @@ def contents(home: Path) -> Iterator[tuple[Path, bytes]]:
     """The bytes of every file of a home, and the columns of Parquet and the batches of the online store in plain."""
     for file in (one for one in home.rglob("*") if one.is_file()):
         try:
-            yield file, file.read_bytes()
+            data = file.read_bytes()  # at once: an erasure may put another file in its place
+            yield file, data
             if file.suffix == ".parquet":
-                rows = pq.read_table(file)
+                rows = pq.read_table(pa.BufferReader(data))
                 texts = [name for name in rows.column_names if pa.types.is_string(rows.schema.field(name).type)]
                 yield file, "\n".join(str(one) for name in texts for one in rows[name].unique().to_pylist()).encode()
         except FileNotFoundError:  # replaced or removed meanwhile
