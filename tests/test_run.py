@@ -159,10 +159,20 @@ def test_a_second_run_learns_nothing_new_and_changes_nothing(fake_run: Shop, tmp
     assert state(fake_run.home) == before
 
 
-KILL_AT = ["validating", "building the feature table", "lightgbm: trial 1", "registering lstm", "challenger", "packaging", "starting"]
+KILL_AT = [
+    "validating",
+    "building the feature table",
+    "lightgbm: trial 1",
+    "lstm: trial 1",
+    "registering lstm",
+    "challenger",
+    "packaging",
+    "starting",
+]
 
 
-@pytest.mark.parametrize("line", ["lstm: trial 1", *(pytest.param(line, marks=pytest.mark.slow) for line in KILL_AT)])
+@pytest.mark.slow  # the kills of a feature run and of a study are in the shorter tests
+@pytest.mark.parametrize("line", KILL_AT)
 def test_a_run_killed_at_any_stage_ends_in_the_same_state(fake_run: Shop, tmp_path: Path, line: str) -> None:
     home = tmp_path / "home"
     command = [HOLDFAST, "run", "--dataset", str(fake_run.mapping), "--trials", "3"]
