@@ -346,7 +346,7 @@ class SqliteStore(OnlineStore):
 
     def standing(self, customers: Sequence[str], purpose: str, since: float) -> list[Standing]:  # noqa: D102
         ids = self._ids(customers)
-        every = [id for some in ids.values() for id in some]
+        every = list(dict.fromkeys(id for some in ids.values() for id in some))  # two of the customers may be one person
         consents: dict[str, list[tuple[str, bool, float]]] = {}
         for id, *consent in self._among(
             "SELECT customer, channel, granted, since FROM consent WHERE customer IN ({holes}) AND purpose = ?", every, purpose

@@ -76,6 +76,12 @@ class OnlineStoreTests:
         store.set_persons([])
         assert (store.standing(["a"], "marketing", 0)[0].consents, store.fresh(["a"])) == ({SMS: True, "call": True}, set())
 
+    def test_two_ids_of_a_person_far_apart_in_a_list_count_each_contact_once(self, store: OnlineStore) -> None:
+        store.set_persons([("b", "a")])
+        store.add_contacts([("b", 3.0, 1, SMS, False, None)])
+        found = store.standing(["a", *(f"c{n}" for n in range(1200)), "b"], "marketing", 0)
+        assert [len(one.contacts) for one in (found[0], found[-1], found[1])] == [1, 1, 0]
+
     def test_an_erasure_by_any_id_takes_all(self, store: OnlineStore) -> None:
         store.set_persons([("b", "a"), ("c", "a")])
         store.set_consents([("a", "marketing", SMS, True, 5.0), ("b", "marketing", SMS, False, 6.0)])
