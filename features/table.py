@@ -122,6 +122,10 @@ class Manifest:
     fitted: Fitted | None = None
     columns: tuple[str, ...] = ()
     """Features of a table that another feature store built; then there are no families, scores or sequences."""
+    fold_case: bool = False
+    """Whether ids of customers that differ by case are one (`ids.canonical_id`)."""
+    not_customers: tuple[str, ...] = ()
+    """Pseudonyms of ids that stand for nobody (``guest``)."""
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -195,6 +199,7 @@ class Manifest:
                 "sources": tuple(given["sources"]),
                 "snapshots": tuple(map(datetime.fromisoformat, given["snapshots"])),
                 "columns": tuple(given.get("columns", ())),
+                "not_customers": tuple(given.get("not_customers", ())),
                 "fitted": given["fitted"] and Fitted.from_json(given["fitted"]),
             }
         )
