@@ -126,6 +126,8 @@ class Manifest:
     """Whether ids of customers that differ by case are one (`ids.canonical_id`)."""
     not_customers: tuple[str, ...] = ()
     """Pseudonyms of ids that stand for nobody (``guest``)."""
+    hex_ids: bool = False
+    """Whether ids of the shop look like pseudonyms (32 hexadecimal digits): then the form does not tell them apart."""
 
     @property
     def tables(self) -> tuple[str, ...]:
