@@ -19,6 +19,7 @@ from features import identity, reduce, table
 from features.mapping import Identity
 from features.profile import ORDER_NO, PERSON, from_arrow
 from features.settings import Settings
+from features.sql import literal
 from features.store import Store
 from features.table import Manifest
 
@@ -86,7 +87,7 @@ def _through_the_disk(
         if linked:
             rows, person = f"{rows} LEFT JOIN hull AS h ON h.customer_id = {person}", f"coalesce(h.person_id, {person})"
         chosen = f"SELECT {columns}, left({person}, {digits}) AS range FROM {rows}"
-        connection.execute(f"COPY ({chosen}) TO '{folder / kind}' (FORMAT parquet, COMPRESSION lz4, PARTITION_BY (range))")
+        connection.execute(f"COPY ({chosen}) TO {literal(folder / kind)} (FORMAT parquet, COMPRESSION lz4, PARTITION_BY (range))")
     connection.execute("DROP TABLE numbered")
     for name in sorted({place.name for place in folder.glob("*/range=*")}):
         places = sorted(folder.glob(f"*/{name}"))
@@ -108,6 +109,9 @@ def _queries(
     for kind, sql in relations.items():
         if kind == "order":
             found[kind] = (f"n.* EXCLUDE (order_id), n.rowid AS {ORDER_NO}", "numbered AS n", "n.customer_id")
+        elif kind == "return":
+            columns = f"r.* EXCLUDE (order_id), n.rowid AS {ORDER_NO}"
+            found[kind] = (columns, f"({sql}) AS r LEFT JOIN numbered AS n ON n.order_id = r.order_id", "r.customer_id")
         elif reduce.KINDS[kind].owned:
             found[kind] = ("r.*", f"({sql}) AS r", "r.customer_id")
         else:

@@ -44,6 +44,9 @@ class Table(_Part):
     files: dict[str, str] = Field({}, description="name = path, for `query`")
     where: str | None = Field(None, description="SQL condition on the source's own columns")
     group_by: str | None = Field(None, description="SQL; several source rows make one canonical row")
+    decimal: Literal[".", ","] | None = Field(None, description="decimal mark of numbers that are texts; default: as the column shows")
+    time_format: str | None = Field(None, description="how times that are texts are written, as strptime has it; default: ISO 8601")
+    duplicates: Literal["drop", "keep"] | None = Field(None, description="rows of a file that another file has too; default: refuse")
     columns: dict[str, str] = Field(description="canonical column = source column or SQL expression")
 
     @model_validator(mode="after")
@@ -70,6 +73,7 @@ class Snapshots(_Part):
     first: date | None = Field(None, description="default: the first that lies one horizon after the first order")
     test: date | None = Field(None, description="default: the last whose label window is complete")
     every: Literal["month"] | PositiveInt = "month"
+    complete_until: date | None = Field(None, description="last day with all its orders; default: the newest order's, strays left out")
 
 
 class Segments(_Part):
@@ -79,7 +83,10 @@ class Segments(_Part):
 
 
 class Identity(_Part):
-    """Guards against joining strangers: an identity shared by many customers is no evidence that they are one person."""
+    """Who is a customer. Guards against joining strangers: an identity shared by many customers is no evidence that they are one person."""
+
+    fold_case: bool = Field(False, description="ids of customers that differ by case are one customer")
+    not_customers: tuple[str, ...] = Field((), description="ids that stand for nobody (guest, ...); empty text: rows without an id")
 
     max_customers: PositiveInt = Field(domain.IDENTITY_MAX_CUSTOMERS, description="customers that one device, phone ... may link")
     max_component: PositiveInt = Field(domain.IDENTITY_MAX_COMPONENT, description="customers that may be one person")
@@ -209,11 +216,14 @@ lookback_days = 365           # leave out customers silent for longer; inf: ever
 # first = 2024-04-01          # default: the first that lies one horizon after the first order
 # test  = 2025-09-01          # default: the last whose label window is complete; kept untouched until the end
 # every = "month"             # or a number of days
+# complete_until = 2025-11-30 # last day with all its orders; default: the newest order's, strays left out
 
 # [segments]
 # high_value_per_year = 5000  # spend a year from which a customer is of high value
 
-# [identity]                  # with a table of identities: guards against joining strangers
+# [identity]                  # who is a customer; with a table of identities, guards against joining strangers
+# fold_case = true            # ids that differ by case are one customer
+# not_customers = ["guest", ""] # ids that stand for nobody ("": rows without an id): no customers, though their orders stay
 # max_customers = 4           # an identity seen with more customers than this links nobody
 # max_component = 12          # a person with more customer ids than this is cut apart again
 
@@ -232,6 +242,9 @@ lookback_days = 365           # leave out customers silent for longer; inf: ever
 #   query = "SELECT ... FROM a JOIN b USING (x)"   DuckDB SQL over files = {{a = "a.csv", b = "b.parquet"}}
 #   where = "status <> 'test'"                     keep only these source rows
 #   group_by = "invoice_no"                        several source rows make one; columns are then aggregates
+#   decimal = ","                                  decimal mark of numbers that are texts, where a column leaves it open
+#   time_format = "%d/%m/%Y %H:%M"                 how times that are texts are written, where it is not ISO 8601
+#   duplicates = "drop"                            rows of a file that another file has too: drop or keep; default: refuse
 # A bare DATE counts as the end of that day, when the day's events are known.
 """
 """Head of what `holdfast init` writes."""

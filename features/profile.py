@@ -106,13 +106,29 @@ def _all_logs(there: Mapping[str, pa.Table], customers: Mapping[str, Ints]) -> I
     """The logs of all kinds, unsorted; ``customers`` numbers the customers of each owned kind's rows."""
     for name, rows in there.items():
         if name not in ("order", "line", "delivery", PERSON):
-            yield from _logs(name, KINDS[name], rows, customers[name])
+            void = _cancelled(rows, there["order"]) if name == "return" and "order" in there else None
+            yield from _logs(name, KINDS[name], rows, customers[name], void)
     if "order" in there:
         orders, customer = there["order"], customers["order"]
         yield from _orders(orders, customer, there.get("line"))
         if "delivery" in there:
             order, deliveries = _matched(there["delivery"], orders)
             yield from _logs("delivery", KINDS["delivery"], deliveries, customer[order])
+
+
+def _cancelled(returns: pa.Table, orders: pa.Table) -> Ints | None:
+    """When the whole order of each return was cancelled: from then on neither counts, for its value came back once; None: nowhere."""
+    at = np.append(_times(orders["cancelled_at"]), NEVER)
+    if ORDER_NO in returns.column_names:
+        numbers = orders[ORDER_NO].to_numpy()
+        place = np.full(numbers.max(initial=-1) + 2, -1)
+        place[numbers] = np.arange(numbers.size)
+        order = place[pc.fill_null(returns[ORDER_NO], -1).to_numpy()]
+    else:
+        order = _numbers(pc.index_in(returns["order_id"], orders["order_id"].combine_chunks().drop_null()).combine_chunks())
+        order = np.where(np.asarray(pc.is_null(returns["order_id"])), -1, order)
+    void = at[order]
+    return void if (void != NEVER).any() else None
 
 
 def _matched(rows: pa.Table, orders: pa.Table) -> tuple[Ints, pa.Table]:
@@ -201,8 +217,8 @@ def _by_hull(ids: pa.StringArray, hull: pa.Table | None) -> tuple[Ints, Ints]:
     return order.to_numpy().astype(np.int64), np.append(0, np.cumsum(begins))
 
 
-def _logs(name: str, kind: Kind, rows: pa.Table, customer: Ints) -> Iterator[tuple[str, Log]]:
-    """The log of a kind, and one for each of its responses."""
+def _logs(name: str, kind: Kind, rows: pa.Table, customer: Ints, void_at: Ints | None = None) -> Iterator[tuple[str, Log]]:
+    """The log of a kind, and one for each of its responses; ``void_at``: from when each event no longer counts, if another table tells."""
     times = {column: _times(rows[column]) for column in kind.times}
     at = times[str(kind.at)]
     known_at = times[kind.arrived] if kind.build else _latest(at, times[kind.arrived])
@@ -215,7 +231,7 @@ def _logs(name: str, kind: Kind, rows: pa.Table, customer: Ints) -> Iterator[tup
         done, arrived = (times[column] for column in kind.done)
         done_known = np.where(done == NEVER, NEVER, _latest(done, arrived, known_at))
     void, due = (times[column] if column else None for column in (kind.void, kind.due))
-    log = Log(customer, known_at, columns, void, done, done_known, due)
+    log = Log(customer, known_at, columns, void if void_at is None else void_at, done, done_known, due)
     yield name, _returns(log, rows) if name == "return" else log
     for response in kind.responses:
         there = np.flatnonzero(times[response] != NEVER)

@@ -135,6 +135,7 @@ KINDS: dict[str, Kind] = {
     "return": Kind(
         "returns",
         "returned_at",
+        keys=("customer_id", "order_id"),
         texts=("return_id",),
         measures=("amount", "quantity"),
         done=("completed_at", "completed_arrived_at"),

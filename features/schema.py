@@ -1,7 +1,7 @@
 """Canonical source tables: what a mapping file maps to. One place for columns, types, keys, times and ranges.
 
-Times are naive timestamps in the shop's own time zone, because habits (hour, weekday) and snapshots
-(midnight) are local. Money (in the shop's currency) and quantities are ``DECIMAL(18,4)``, so that sums
+Times are moments in UTC, without saying so (`moments.py`); who needs a calendar (habits by hour and weekday, snapshots at
+midnight) sees them in the shop's own time zone. Money (in the shop's currency) and quantities are ``DECIMAL(18,4)``, so that sums
 are exact in any order. Every event has an event time and an arrival time (when the shop learnt of it); without
 a column for the latter the event is taken to be known at once. A later state of the same row (a refund
 completed, a ticket resolved) has its own time, and its own arrival time with the same rule.
@@ -117,6 +117,7 @@ _RETURNS = Source(
     (
         Column("return_id", TEXT, "id of the return (may repeat: one row per line)"),
         _CUSTOMER,
+        Column("order_id", TEXT, "the order that came back; where that order was cancelled too, its value counts once", False),
         *_time("returned_at", "when it was asked for"),
         _quantity("quantity", "units, above 0"),
         _amount("amount", "value given back, 0 or more"),

@@ -303,7 +303,7 @@ def _returns(w: World) -> Table:
     """Of each returned order the first line."""
     orders = np.arange(w.orders.at.size)
     first = w.lines.where(np.searchsorted(w.lines.order, orders))
-    goods = {"quantity": first.quantity, "amount": first.amount, "return_id": w.ids("R", orders)}
+    goods = {"quantity": first.quantity, "amount": first.amount, "return_id": w.ids("R", orders), "order_id": w.ids("O", orders)}
     times = {"returned_at": w.orders.returned, "due_at": w.orders.returned + REFUND_DAYS * DAY, "completed_at": w.orders.completed}
     return {"account": w.account(w.orders)} | times | goods
 

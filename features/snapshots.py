@@ -2,12 +2,68 @@
 
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
+from typing import Any, Self
 
 from features.errors import InputError
 from features.mapping import Dataset
 
 VALIDATION_SNAPSHOTS = 3
 CALIBRATION_SNAPSHOTS = 3
+SILENT_DAYS_LATE, SILENT_DAYS_EARLY = 14, 90
+"""A shop without any order for so long has a gap; what lies beyond it may be strays."""
+STRAY_SHARE, EXPECTED_ORDERS = 0.05, 20.0
+"""Strays are fewer than this share of what the shop sells in that time, which is so many orders at least."""
+USUAL_DAYS = 90
+"""Days beside a gap that tell what is usual."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Days with orders, oldest first, and how many."""
+
+    days: tuple[date, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, connection: Any) -> Self:
+        """The orders of the canonical tables that a connection of DuckDB sees, by the shop's calendar."""
+        query = "SELECT CAST(ordered_at AS DATE), count(*) FROM orders WHERE ordered_at IS NOT NULL GROUP BY 1 ORDER BY 1"
+        rows = connection.execute(query).fetchall()
+        return cls(tuple(day for day, _ in rows), tuple(count for _, count in rows))
+
+    @property
+    def strays(self) -> tuple[int, int]:
+        """Orders before and after the time that the data cover: the first of 1990, or one of next year, are no evidence of the others.
+
+        A gap in the shop's orders with far fewer beyond it than the shop sells in such a time ends the data.
+        """
+        first, last = self._first(), self._last()
+        return sum(self.counts[:first]), sum(self.counts[last + 1 :])
+
+    @property
+    def span(self) -> tuple[date, date]:
+        """First and last day that the data cover, strays left out."""
+        return self.days[self._first()], self.days[self._last()]
+
+    def _last(self) -> int:
+        end = len(self.days) - 1
+        gaps = [k for k in range(end) if (self.days[k + 1] - self.days[k]).days >= SILENT_DAYS_LATE]
+        return next((k for k in gaps if self._few(range(k + 1, end + 1), self._usual(k, -1), self.days[-1] - self.days[k])), end)
+
+    def _first(self) -> int:
+        gaps = [k for k in range(1, len(self.days)) if (self.days[k] - self.days[k - 1]).days >= SILENT_DAYS_EARLY]
+        found = [k for k in gaps if self._few(range(k), self._usual(k, 1), self.days[k] - self.days[0])]
+        return found[-1] if found else 0
+
+    def _usual(self, place: int, way: int) -> float:
+        """Orders a day before (-1) or after (1) a day."""
+        span = [k for k, day in enumerate(self.days) if 0 <= (day - self.days[place]).days * way < USUAL_DAYS]
+        known = abs((self.days[-1 if way > 0 else 0] - self.days[place]).days) + 1
+        return sum(self.counts[k] for k in span) / min(USUAL_DAYS, known)
+
+    def _few(self, beyond: range, usual: float, time: timedelta) -> bool:
+        expected = usual * time.days
+        return expected >= EXPECTED_ORDERS and sum(self.counts[k] for k in beyond) < STRAY_SHARE * expected
 
 
 @dataclass(frozen=True)
@@ -51,21 +107,22 @@ class Split:
         return self.before(self.validation[-1])
 
 
-def schedule(dataset: Dataset, first_order: datetime, last_event: datetime) -> tuple[Split, datetime]:
-    """The labelled snapshots with their roles, and the scoring snapshot (the midnight after the last event).
+def schedule(dataset: Dataset, first_order: date, last_order: date) -> tuple[Split, datetime]:
+    """The labelled snapshots with their roles, and the scoring snapshot (the midnight after the last day that the data cover).
 
     Raises InputError when a label window is not complete or the history is too short for every role.
     """
     horizon = timedelta(days=dataset.churn.horizon_days)
     file, given = str(dataset.file), dataset.snapshots
-    latest = datetime.combine(last_event.date() + timedelta(days=1), time())
-    first = _midnight(given.first) or datetime.combine(first_order.date() + horizon, time())
+    last_event = given.complete_until or last_order
+    latest = datetime.combine(last_event + timedelta(days=1), time())
+    first = _midnight(given.first) or datetime.combine(first_order + horizon, time())
     last_complete = latest - horizon
     if given.test and _midnight(given.test) > last_complete:  # type: ignore[operator]
         raise InputError(
             f"{file}: snapshots.test = {given.test}",
             f"its label window of {horizon.days} days ends after the last event ({last_event:%Y-%m-%d})",
-            f"choose {last_complete:%Y-%m-%d} or earlier",
+            f"choose {last_complete:%Y-%m-%d} or earlier, or say until when the data are complete: snapshots.complete_until",
         )
     moments = _steps(first, _midnight(given.test) or last_complete, given.every)
     test = _midnight(given.test) or (moments[-1] if moments else last_complete)
@@ -91,7 +148,7 @@ def _steps(first: datetime, last: datetime, every: str | int) -> list[datetime]:
     return moments
 
 
-def _check_length(split: Split, file: str, first_order: datetime, last_event: datetime) -> None:
+def _check_length(split: Split, file: str, first_order: date, last_event: date) -> None:
     calibration = split.calibration
     if calibration and split.origins(calibration[-1], 1):
         return

@@ -18,6 +18,7 @@ from features import reduce, table
 from features.engines import FOLD_EVENTS
 from features.errors import InputError
 from features.profile import PERSON, from_arrow
+from features.sql import literal
 from features.store import Store, tables
 from features.table import Manifest
 
@@ -114,10 +115,10 @@ def raw_tables(
 ) -> Iterator[pa.Table]:
     """The executors reduce, sort and fold by ranges of persons and write raw rows; here they are read in order."""
     session = _session()
-    views = {name: store.paths(file, name) for name in tables(store.present)}
-    if linked:
-        views |= _export(connection, spill)
-    for name, paths in views.items():
+    for name in tables(store.present):
+        session.read.parquet(*store.paths(file, name)).createOrReplaceTempView(f"moments_{name}")
+        session.sql(store.calendar(name, f"moments_{name}")).createOrReplaceTempView(name)
+    for name, paths in (_export(connection, spill) if linked else {}).items():
         session.read.parquet(*paths).createOrReplaceTempView(name)
     profile = _profile(session, manifest, moments, linked)
     ordered = profile.repartitionByRange("person_id").sortWithinPartitions("person_id")
@@ -149,7 +150,7 @@ def _export(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, li
     """Write what joining identities found, for the executors to read."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("hull", "persons"):
-        connection.execute(f"COPY {name} TO '{folder / name}.parquet' (FORMAT parquet)")
+        connection.execute(f"COPY {name} TO {literal(folder / f'{name}.parquet')} (FORMAT parquet)")
     return {name: [str(folder / f"{name}.parquet")] for name in ("hull", "persons")}
 
 

@@ -29,6 +29,9 @@ def validate(dataset: DatasetOption = SAMPLE) -> None:
     facts = read_json(places.contract("sources"))
     counted = ", ".join(f"{count:,} {name}" for name, count in facts["rows"].items())
     progress(f"contract holds: {len(report.findings)} rules on {counted}")
+    if facts["reading"]:
+        progress("at reading:")
+        console().print("\n".join(f"  {count:>9,}  {rule}" for rule, count in facts["reading"].items()), markup=False, soft_wrap=True)
     if report.warnings:
         progress(f"{len(report.warnings)} rule(s) warn:")
         console().print(told(report.warnings), markup=False, soft_wrap=True)

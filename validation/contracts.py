@@ -7,7 +7,7 @@ rule, and a rule that cannot be evaluated fails. Results carry counts only, neve
 import logging
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from features import table as feature_table
 from features.errors import ContractError
 from features.family import HIGHEST, LOWEST
 from features.mapping import Contracts
+from features.sql import parquet
 from features.store import Store
 from features.table import Manifest
 from validation import rules
@@ -106,14 +107,15 @@ def check_features(path: Path, manifest: Manifest, docs: Path) -> Report:
     profile = _feature_profile(path, manifest)
     frames = {"feature_table": _key_profile(path), "feature_profile": profile, "label_profile": _label_profile(path, manifest)}
     report = _run(frames, _feature_rules(len(manifest.names), len(manifest.snapshots)), docs)
-    return Report([_named(finding, profile) for finding in report.findings], report.data_docs)
+    labels = frames["label_profile"]
+    return Report([_told_of_labels(_named(finding, profile), labels, manifest) for finding in report.findings], report.data_docs)
 
 
 def _key_profile(path: Path) -> pd.DataFrame:
     keys = ", ".join(feature_table.KEYS)
     nulls = " OR ".join(f"{name} IS NULL" for name in (*feature_table.KEYS, "lifecycle_stage", "value_segment"))
     query = f"""SELECT count(*) AS rows, count(*) FILTER ({nulls}) AS nulls,
-        count(*) - (SELECT count(*) FROM (SELECT DISTINCT {keys} FROM read_parquet('{path}'))) AS copies FROM read_parquet('{path}')"""
+        count(*) - (SELECT count(*) FROM (SELECT DISTINCT {keys} FROM {parquet([path])})) AS copies FROM {parquet([path])}"""
     return duckdb.sql(query).df()
 
 
@@ -158,7 +160,7 @@ def _feature_profile(path: Path, manifest: Manifest) -> pd.DataFrame:
 def _label_profile(path: Path, manifest: Manifest) -> pd.DataFrame:
     listed = ", ".join(f"TIMESTAMP '{moment}'" for moment in manifest.snapshots)
     query = f"""SELECT snapshot, count(*) AS customers, avg({feature_table.LABEL}) AS churn_rate
-        FROM read_parquet('{path}') WHERE snapshot IN ({listed}) GROUP BY snapshot ORDER BY snapshot"""
+        FROM {parquet([path])} WHERE snapshot IN ({listed}) GROUP BY snapshot ORDER BY snapshot"""
     return duckdb.sql(query).df() if manifest.snapshots else pd.DataFrame({"snapshot": [], "customers": [], "churn_rate": []})
 
 
@@ -168,6 +170,26 @@ def _named(finding: Finding, profile: pd.DataFrame) -> Finding:
         return finding
     bad = profile[profile["known"] < 1] if finding.column == "known" else profile[profile[finding.column] > 0]
     return Finding(**asdict(finding) | {"detail": ", ".join(bad["feature"][:10])})
+
+
+def _told_of_labels(finding: Finding, labels: pd.DataFrame, manifest: Manifest) -> Finding:
+    """What a broken rule of the labels means, and the next step."""
+    if finding.passed or finding.table != "label_profile":
+        return finding
+    if finding.column == "churn_rate":
+        everybody, nobody = int((labels["churn_rate"] == 1).sum()), int((labels["churn_rate"] == 0).sum())
+        words = "at every snapshot some customers churn and some stay"
+        odd = labels.loc[labels["churn_rate"].isin((0, 1)), "snapshot"]
+        detail = (
+            f"everybody churned at {everybody}, nobody at {nobody} of {len(labels)} snapshots, first {min(odd, default=None):%Y-%m-%d}; "
+        )
+        detail += f"change churn.horizon_days (now {manifest.horizon_days}), churn.lookback_days or snapshots.first and .test"
+        return replace(finding, rule=words, broken=everybody + nobody, checked=len(labels), detail=detail)
+    bare = sorted(set(manifest.snapshots) - set(labels["snapshot"].tolist()))
+    detail = "no customer had ordered within the look-back"
+    if bare:
+        detail += f" at {bare[0]:%Y-%m-%d} ... {bare[-1]:%Y-%m-%d}; set snapshots.first after the gap, or check the oldest orders"
+    return replace(finding, rule="every snapshot has customers", broken=len(bare), checked=len(manifest.snapshots), detail=detail)
 
 
 def _run(frames: dict[str, pd.DataFrame], suites: dict[str, list[Any]], docs: Path) -> Report:

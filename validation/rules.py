@@ -8,7 +8,7 @@ import fnmatch
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 import duckdb
@@ -16,7 +16,8 @@ import duckdb
 from features.errors import InputError
 from features.mapping import Contracts
 from features.schema import EXACT, SOURCES, TEXT, TIME, Column, Source
-from features.store import Store
+from features.snapshots import Orders
+from features.store import MOMENTS, Store
 
 EARLIEST = datetime(1970, 1, 2)
 WEEKS_BEFORE = 8
@@ -27,10 +28,14 @@ HOURS_SHIFT = 3.0
 NAMES = (
     *("rows", "null", "empty", "range", "choice", "future", "ancient", "order", "unique", "parent"),
     *("copies", "encoding", "unmatched", "freshness", "volume", "level", "hours", "unit"),
+    *("repeats", "overlap", "placeholder", "case", "share", "stray", "before", "twice"),
 )
 """Names of the rules."""
 _TYPICAL = "exp(avg(ln(CASE WHEN {0} > 0 THEN {0} END)))"
 """Geometric mean of the amounts above 0: a single huge order does not move it."""
+SHARE, TIMES_THE_MEAN = 0.03, 20.0
+"""A customer with this share of all orders, and so many times the orders of the mean customer, is hardly one customer: the largest of
+Online Retail II has .011 and 63, of CDNOW .003 and 60, of Complete Journey .003 and 7; a guest's account .20 and 75."""
 MIN_ROWS_A_WEEK = 50
 """Weeks with fewer rows say nothing about volume, level or hours."""
 
@@ -56,12 +61,15 @@ class Rule:
 
 def of_sources(connection: duckdb.DuckDBPyConnection, store: Store, mapped: dict[str, set[str]], given: Contracts, past: Any) -> list[Rule]:
     """Every rule of every mapped table with its count; ``past`` is what the last contract found, or None."""
-    newest = max((at for at in (_newest(connection, SOURCES[name]) for name in mapped) if at), default=None)
+    orders = Orders.of(connection)
+    until = datetime.combine(orders.span[1] + timedelta(days=1), time()) if orders.days else _soon()
+    newest = max((at for at in (_newest(connection, SOURCES[name], until) for name in mapped) if at), default=None)
     found: list[Rule] = []
     for name in mapped:
-        table = _Table(connection, SOURCES[name], mapped[name], store.rows[name], given)
-        found += [*table.rows(), *table.keys(store.copies[name], store.clashes[name]), *table.parents(), *table.matched()]
-        found += table.recent(newest, past)
+        table = _Table(connection, SOURCES[name], mapped[name], store.facts[name], given)
+        found += [*table.rows(), *table.keys(), *table.repeats(), *table.parents(), *table.matched()]
+        found += [*table.recent(newest, past, until), *(table.orders(orders) if name == "orders" else ())]
+        found += table.returns("cancelled_at" in mapped["orders"]) if name == "returns" else ()
     return _with_severity(found, given)
 
 
@@ -80,23 +88,27 @@ def _with_severity(rules: list[Rule], given: Contracts) -> list[Rule]:
     return found
 
 
-def _newest(connection: duckdb.DuckDBPyConnection, source: Source) -> datetime | None:
+def _newest(connection: duckdb.DuckDBPyConnection, source: Source, until: datetime) -> datetime | None:
     if source.event_time is None:
         return None
     query = f'SELECT max("{source.event_time}") FROM "{source.name}" WHERE "{source.event_time}" <= $1'
-    newest: datetime | None = connection.execute(query, [_soon()]).fetchall()[0][0]
+    newest: datetime | None = connection.execute(query, [min(_soon(), until)]).fetchall()[0][0]
     return newest
 
 
 def _soon() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None) + timedelta(hours=14)  # the zone furthest ahead of UTC
+    return datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)  # a bare date of today is the end of today
 
 
 class _Table:
-    """Counts the rules of one canonical table."""
+    """Counts the rules of one canonical table; ``facts`` were counted while it was read."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, source: Source, mapped: set[str], rows: int, given: Contracts) -> None:
-        self.connection, self.source, self.mapped, self.count, self.given = connection, source, mapped, rows, given
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, source: Source, mapped: set[str], facts: dict[str, Any], given: Contracts
+    ) -> None:
+        self.connection, self.source, self.mapped, self.facts, self.given = connection, source, mapped, facts, given
+        self.moments = f'{MOMENTS}."{source.name}"'
+        self.count = int(connection.sql(f"SELECT count(*) FROM {self.moments}").fetchall()[0][0])
 
     def rows(self) -> Iterator[Rule]:
         """Rules of single rows, all answered by one scan."""
@@ -104,7 +116,7 @@ class _Table:
         counts = ", ".join(f"count(*) FILTER ({condition})" for _, _, _, _, condition in rules)
         known = [c for c in self.source.columns if not c.required and c.name in self.mapped]
         filled = ", ".join(f'count("{column.name}")' for column in known)
-        query = f'SELECT {", ".join(filter(None, [counts, filled]))} FROM "{self.source.name}"'
+        query = f"SELECT {', '.join(filter(None, [counts, filled]))} FROM {self.moments}"
         found = self.connection.execute(query, {"soon": _soon()} if "$soon" in query else None).fetchall()[0]
         yield self._rule("", "rows", "has rows", "block", int(self.count == 0))
         for (column, name, words, severity, _), broken in zip(rules, found, strict=False):
@@ -112,20 +124,75 @@ class _Table:
         for optional, some in zip(known, found[len(rules) :], strict=True):
             yield self._rule(optional.name, "empty", "has a value somewhere", "block", 0 if some else self.count)
 
-    def keys(self, copies: int, clashes: int) -> Iterator[Rule]:
+    def keys(self) -> Iterator[Rule]:
         """Keys are unique, as counted while loading, when copies were left out."""
+        copies, clashes = self.facts["copies"], self.facts["clashes"]
         if not self.source.key or not set(self.source.key) <= self.mapped:
             return
         key = self.source.key[0]
         yield self._rule(key, "unique", "no two different rows have the same key", "block", clashes)
         yield self._rule(key, "copies", "no row comes twice (copies are left out)", "warn", copies)
 
+    def repeats(self) -> Iterator[Rule]:
+        """No file holds another's rows again, as counted while loading."""
+        found, severity = self.facts["overlaps"], "warn" if self.facts["kept"] else "block"
+        for name, kind, words in (
+            ("repeats", True, 'no file is a copy of another (else: duplicates = "drop" or "keep" in the mapping file)'),
+            ("overlap", False, 'hardly a row stands in two files (else: duplicates = "drop" or "keep" in the mapping file)'),
+        ):
+            some = [one for one in found if one["whole"] is kind]
+            detail = "; ".join(f"{one['files'][1]}: {one['rows']:,} rows of {one['files'][0]}" for one in some[:5])
+            yield self._rule("", name, words, severity if kind else "warn", sum(one["rows"] for one in some), detail=detail)
+
+    def orders(self, orders: Orders) -> Iterator[Rule]:
+        """Customers are customers, and the orders' time has neither end far from the rest."""
+        out = "leave it out: identity.not_customers in the mapping file"
+        words = f"the customer is no word for nobody (guest, unknown, 0 ...); {out}"
+        yield self._rule("customer_id", "placeholder", words, "warn", self.facts["placeholders"])
+        words = "no two customers' ids differ by case alone (else: identity.fold_case = true in the mapping file)"
+        yield self._rule("customer_id", "case", words, "warn", self.facts["cases"])
+        query = "SELECT max(n), count(*), sum(n) FROM (SELECT count(*) AS n FROM orders WHERE customer_id IS NOT NULL GROUP BY customer_id)"
+        most, customers, total = (int(one or 0) for one in self.connection.sql(query).fetchall()[0])
+        odd = total > 0 and most >= SHARE * total and most > TIMES_THE_MEAN * total / customers
+        words = f"no customer has {SHARE:.0%} of all orders and {TIMES_THE_MEAN:g} times those of the mean one; a guest's account? {out}"
+        yield self._rule("customer_id", "share", words, "warn", most if odd else 0, detail=f"{most / total:.0%} of all" if odd else "")
+        yield from self._strays(orders)
+
+    def _strays(self, orders: Orders) -> Iterator[Rule]:
+        early, late = orders.strays if orders.days else (0, 0)
+        words = "no few orders lie far from all others; they count, but the data are taken to cover the time of the others"
+        detail = ""
+        if early or late:
+            first, last = orders.span
+            detail = f"{early:,} before {first}, {late:,} after {last}; if that is wrong set snapshots.first, snapshots.complete_until"
+        yield self._rule("ordered_at", "stray", words, "warn", early + late, detail=detail)
+
+    def returns(self, cancellations: bool) -> Iterator[Rule]:
+        """Returns belong to orders."""
+        first = "SELECT customer_id, min(ordered_at) AS first FROM orders GROUP BY 1"
+        query = f"SELECT count(*) FROM returns AS r JOIN ({first}) AS o USING (customer_id) WHERE r.returned_at < o.first"
+        early = int(self.connection.sql(query).fetchall()[0][0])
+        yield self._rule("returned_at", "before", "does not lie before the customer's first order", "warn", early)
+        if cancellations and "order_id" not in self.mapped:
+            lines = "SELECT order_id, sum(amount) AS total FROM order_lines GROUP BY 1"
+            total = lines if self._lines() else "SELECT NULL::VARCHAR AS order_id, NULL::DECIMAL(18, 4) AS total"
+            query = f"""SELECT count(*) FROM (SELECT customer_id, CAST(returned_at AS DATE) AS day, sum(amount) AS back FROM returns
+                GROUP BY ALL) AS r SEMI JOIN (SELECT customer_id, CAST(cancelled_at AS DATE) AS day, coalesce(l.total, o.amount) AS back
+                FROM orders AS o LEFT JOIN ({total}) AS l USING (order_id)) AS o USING (customer_id, day, back)"""
+            twice = int(self.connection.sql(query).fetchall()[0][0])
+            words = "does not give back the value of an order cancelled that day (it would count twice: map returns.order_id)"
+            yield self._rule("amount", "twice", words, "warn", twice)
+
+    def _lines(self) -> bool:
+        query = "SELECT count(*) FROM duckdb_views() WHERE view_name = 'order_lines' AND schema_name = 'main'"
+        return bool(self.connection.sql(query).fetchall()[0][0])
+
     def parents(self) -> Iterator[Rule]:
         """Each row finds its parent."""
         if not self.source.parent:
             return
         here, (parent, key) = self.source.parent[0], self.source.parent[1].split(".")
-        query = f'SELECT count(*) FROM "{self.source.name}" AS c ANTI JOIN "{parent}" AS p ON c."{here}" = p."{key}"'
+        query = f'SELECT count(*) FROM {self.moments} AS c ANTI JOIN {MOMENTS}."{parent}" AS p ON c."{here}" = p."{key}"'
         yield self._rule(here, "parent", f"is found in {parent}", "block", int(self.connection.sql(query).fetchall()[0][0]))
 
     def matched(self) -> Iterator[Rule]:
@@ -144,13 +211,13 @@ class _Table:
             words = f"at most {self.given.max_unmatched:.0%} of the customers have no order"
             yield self._rule(column, "unmatched", words, "warn", broken, persons, f"{share:.1%} have none" if broken else "")
 
-    def recent(self, newest: datetime | None, past: Any) -> Iterator[Rule]:
+    def recent(self, newest: datetime | None, past: Any, until: datetime) -> Iterator[Rule]:
         """The last week against the eight before, and the typical amount against the last load."""
         time = self.source.event_time or ("ordered_at" if self.source.name == "order_lines" else None)
         if time is None or newest is None or not self.count:
             return
         if self.source.event_time:
-            own = _newest(self.connection, self.source)
+            own = _newest(self.connection, self.source, until)
             lag = (newest - own).total_seconds() / 86_400 if own else math.inf
             late = int(lag > self.given.freshness_days)
             words = f"its newest event lags at most {self.given.freshness_days:g} days behind"

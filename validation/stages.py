@@ -15,7 +15,7 @@ from features.files import read_json, replacing, write_json
 from features.mapping import Dataset
 from features.pseudonym import of_dataset
 from features.settings import Settings
-from features.snapshots import Split, schedule
+from features.snapshots import Orders, Split, schedule
 from features.store import Store
 from features.table import Manifest
 from validation import contracts, rules
@@ -71,7 +71,7 @@ def validate(dataset: Dataset, places: Places) -> contracts.Report:
         with store.connect(places.sources) as connection:
             report = contracts.check_sources(connection, store, mapped, dataset.contracts, places.data_docs("sources"), past)
             report.enforce()
-            facts = {"rows": store.rows, "copies": store.copies, "means": rules.means(connection, mapped)}
+            facts = {"rows": store.rows, "copies": store.copies, "reading": store.reading, "means": rules.means(connection, mapped)}
     finally:
         shutil.rmtree(places.folder / "spill", ignore_errors=True)
     store.write(places.sources)
@@ -138,6 +138,9 @@ def _manifest(dataset: Dataset, store: Store) -> Manifest:
         store.key_check,
         dataset.personal,
         dataset.synthetic,
+        fold_case=dataset.identity.fold_case,
+        not_customers=tuple(store.not_customers),
+        hex_ids=store.hex_ids,
     )
 
 
@@ -160,5 +163,4 @@ def split_of(dataset: Dataset, places: Places) -> Split:
 
 
 def _schedule(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> tuple[Split, datetime]:
-    first, last = connection.sql("SELECT min(ordered_at), max(ordered_at) FROM orders").fetchall()[0]
-    return schedule(dataset, first, last)
+    return schedule(dataset, *Orders.of(connection).span)

@@ -18,7 +18,7 @@ from features.domain import WINDOWS_DAYS
 from features.mapping import Dataset
 from features.profile import from_arrow
 from features.pseudonym import of_dataset
-from features.snapshots import schedule
+from features.snapshots import Orders, schedule
 from features.store import Store
 from tests.benchmarks.result import Result
 from validation import stages
@@ -45,8 +45,7 @@ def run() -> Iterator[Result]:
 
 
 def _manifest(dataset: Dataset, store: Store, connection: duckdb.DuckDBPyConnection) -> table.Manifest:
-    first, last = connection.sql("SELECT min(ordered_at), max(ordered_at) FROM orders").fetchall()[0]
-    split, latest = schedule(dataset, first, last)
+    split, latest = schedule(dataset, *Orders.of(connection).span)
     return replace(stages._manifest(dataset, store), snapshots=split.labelled, test=split.test, latest=latest)
 
 

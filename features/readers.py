@@ -1,0 +1,429 @@
+"""Where tables lie -> rows in the engine: CSV, Parquet, DuckDB and SQL databases, object storage.
+
+Only the columns that the mapping names are read, under their exact names. Texts stay texts; ids that a file keeps as decimals become
+whole numbers again before anything else sees them.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features import csvfiles
+from features.errors import InputError
+from features.loose import typed
+from features.mapping import Dataset, Table
+from features.schema import SOURCES, TEXT
+from features.sql import literal, name, parquet
+
+FILE = "holdfast file"
+"""Column of rows from several files: the number of the file."""
+DATABASE_CHUNK_ROWS = 100_000
+EXACT_FLOAT = 2**53
+"""Whole numbers up to here are exact as floats."""
+_IDENTIFIER = re.compile(r"""'(?:[^']|'')*'|"((?:[^"]|"")+)"|([^\W\d]\w*)""")
+_CSV = re.compile(r"\.(csv|tsv|txt)(\.(gz|zst|bz2|lz4))?$", re.IGNORECASE)
+
+
+class Place:
+    """Makes the errors of one table of a mapping file."""
+
+    def __init__(self, dataset: Dataset, table: str) -> None:
+        self.dataset, self.table = dataset, table
+
+    def error(self, key: str, value: str, problem: str, fix: str) -> InputError:
+        """An error that names file, table, key and value."""
+        where = f"{self.dataset.file}: tables.{self.table}" + (f".{key} = {value!r}" if key else "")
+        return InputError(where, problem, fix)
+
+
+@dataclass(frozen=True)
+class Names:
+    """Which of a source's columns a mapping names, and how it uses them."""
+
+    place: Place
+    every: frozenset[str]
+    texts: frozenset[str]
+    """Names used for ids and other texts, or to group by."""
+    computed: frozenset[str]
+    """Names used in an expression or a condition."""
+    everything: bool = False
+
+    @classmethod
+    def of(cls, place: Place, table: Table, key: str) -> "Names":
+        """What one table of a mapping file names; ``key`` is its canonical table."""
+        texts, computed, every = set(), set(), set()
+        for column, text in table.columns.items():
+            bare = _bare(text)
+            named = {bare} if bare else {text} | identifiers(text)
+            every |= named
+            if SOURCES[key].column(column).type == TEXT:
+                texts |= named
+            if not bare:
+                computed |= named
+        for text in filter(None, (table.where, table.query)):
+            computed |= identifiers(text)
+        for text in (table.group_by or "").split(","):
+            bare = _bare(text.strip())
+            texts |= {bare} if bare else set()
+            computed |= identifiers(text)
+        everything = bool(table.query and re.search(r"(?<!\()\s*\*", table.query))
+        return cls(place, frozenset(every | computed), frozenset(texts), frozenset(computed), everything)
+
+    def wanted(self, names: Sequence[str]) -> list[int]:
+        """Positions of the columns to read among all of a file. Raises InputError where a name fits several."""
+        folds: dict[str, list[int]] = {}
+        for position, one in enumerate(names):
+            folds.setdefault(one.casefold(), []).append(position)
+        named = {one.casefold() for one in self.every}
+        found = []
+        for fold, positions in folds.items():
+            if fold not in named:
+                found += positions[:1] if self.everything else []
+                continue
+            exact = [position for position in positions if names[position] in self.every]
+            if len(positions) > 1 and len(exact) != 1:
+                listed = ", ".join(repr(names[position]) for position in positions)
+                raise self.place.error("columns", names[positions[0]], f"several columns fit: {listed}", "rename all but one in the source")
+            found += exact or positions
+        return sorted(found)
+
+    def is_text(self, column: str) -> bool:
+        """Whether a column is an id or another text."""
+        return self._among(column, self.texts)
+
+    def is_computed(self, column: str) -> bool:
+        """Whether a column is part of an expression or a condition."""
+        return self.everything or self._among(column, self.computed)
+
+    def _among(self, column: str, names: frozenset[str]) -> bool:
+        return column in names or (column not in self.every and column.casefold() in {one.casefold() for one in names})
+
+
+def identifiers(text: str) -> set[str]:
+    """Names of columns that an SQL text may hold."""
+    found = (match[1].replace('""', '"') if match[1] else match[2] for match in _IDENTIFIER.finditer(text))
+    return {one for one in found if one}
+
+
+def _bare(text: str) -> str | None:
+    """The column that a text names and nothing else, if it may be one."""
+    match = _IDENTIFIER.fullmatch(text.strip())
+    if match and (match[1] or match[2]):
+        return match[1].replace('""', '"') if match[1] else match[2]
+    return None
+
+
+@dataclass
+class Rows:
+    """Rows of a source: SQL to select from, the columns' SQL types by exact name, the files, and what was guessed of them.
+
+    ``names`` are all columns of the source, read or not.
+    """
+
+    sql: str
+    types: dict[str, str]
+    files: list[str] = field(default_factory=list)
+    guesses: dict[str, int] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+
+
+class Reader:
+    """Reads the rows of one table of a mapping file."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, dataset: Dataset, key: str, table: Table) -> None:
+        self.connection, self.dataset, self.key, self.table = connection, dataset, key, table
+        self.place = Place(dataset, key)
+        self.names = Names.of(self.place, table, key)
+
+    def files(self) -> list[str]:
+        """Local files that the table is read from; none for a server or a bucket."""
+        table = self.table
+        given = [table.path] if table.path else list(table.files.values())
+        if table.database and "://" not in os.path.expandvars(table.database):
+            given = [table.database]
+        resolved = [self.dataset.resolve(path) for path in given]
+        return [] if any("://" in path for path in resolved) else sorted({file for path in resolved for file in _found(path)})
+
+    def rows(self, files: Sequence[str]) -> Rows:
+        """The rows of the given files, or of all. Raises InputError naming key, value, rule and next step."""
+        table = self.table
+        if table.query is not None:
+            for alias, path in table.files.items():
+                made = self._located(path, [], f"files.{alias}", f"_{self.key}_{alias}")
+                self.connection.execute(f"CREATE OR REPLACE TEMP VIEW {name(alias)} AS SELECT * FROM {made.sql}")
+            return self._described(f"({table.query})", "query", table.query)
+        if table.path is None:
+            return self._database()
+        return self._located(table.path, files, "path", f"_{self.key}_rows")
+
+    def _located(self, path: str, files: Sequence[str], key: str, alias: str) -> Rows:
+        if "://" in path:
+            return self._objects(path, key, alias)
+        if not (path.lower().endswith(".parquet") or _CSV.search(path)):
+            raise self.place.error(key, path, "is neither Parquet nor CSV", "give *.parquet, *.csv or *.csv.gz (save a spreadsheet as CSV)")
+        found = list(files) or _found(self.dataset.resolve(path))
+        if not found:
+            raise self.place.error(key, path, "no such file", "check the path; it is relative to the mapping file")
+        return self._csv(found, key, alias) if _CSV.search(path) else self._parquet(found, key)
+
+    def _parquet(self, files: Sequence[str], key: str) -> Rows:
+        parts, schemas, every = [], [], []
+        for file in files:
+            try:
+                names = pq.read_schema(file).names
+                described = self.connection.sql(f"DESCRIBE SELECT * FROM {parquet([file])}").fetchall()
+            except (OSError, pa.ArrowException, duckdb.Error) as error:
+                problem = "is empty" if os.path.getsize(file) == 0 else f"cannot be read ({type(error).__name__})"
+                raise self._spoilt(key, file, problem, "check that the file is whole") from None
+            exact = [*names, *(row[0] for row in described[len(names) :])]  # beyond them: from the folders' names
+            chosen = self.names.wanted(exact)
+            types = {exact[place]: str(described[place][1]) for place in chosen}
+            parts.append((parquet([file]), {exact[place]: str(described[place][0]) for place in chosen}))
+            schemas.append(types)
+            every += exact
+        return replace(self._united(files, parts, schemas), names=_once(every))
+
+    def _united(self, files: Sequence[str], parts: Sequence[tuple[str, dict[str, str]]], schemas: Sequence[dict[str, str]]) -> Rows:
+        """Rows of several relations, each with its own types and names."""
+        columns = list(dict.fromkeys(column for types in schemas for column in types))
+        shown = [
+            {c: shown_as(name(own[c]), types[c], self.names.is_text(c)) for c in own}
+            for (_, own), types in zip(parts, schemas, strict=True)
+        ]
+        selects = []
+        for number, ((relation, _), some) in enumerate(zip(parts, shown, strict=True)):
+            listed = ", ".join(f"{some.get(column, 'NULL')} AS {name(column)}" for column in columns)
+            selects.append(f"SELECT {listed}{',' if columns else ''} {number} AS {name(FILE)} FROM {relation}")
+        return self._described(f"({' UNION ALL '.join(selects)})", "path", str(self.table.path), list(files))
+
+    def _csv(self, files: Sequence[str], key: str, alias: str) -> Rows:
+        forms = [(file, self._form(file, key)) for file in files]
+        columns = list(dict.fromkeys(one.names[place] for _, one in forms for place in self.names.wanted(one.names)))
+        defined = "".join(f"{name(column)} VARCHAR, " for column in columns)
+        self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {name(alias)} ({defined}{name(FILE)} INTEGER)")
+        guesses: dict[str, int] = {}
+        for number, (file, one) in enumerate(forms):
+            chosen = self.names.wanted(one.names)
+            into = ", ".join([*(name(one.names[place]) for place in chosen), name(FILE)])
+            try:
+                for batch in csvfiles.read(Path(file), one, chosen):
+                    self.connection.register("_batch", pa.Table.from_batches([batch]))
+                    self.connection.execute(f"INSERT INTO {name(alias)} ({into}) SELECT *, {number} FROM _batch")
+                    self.connection.unregister("_batch")
+            except csvfiles.Unreadable as error:
+                raise self._spoilt(key, file, error.problem, error.fix) from None
+            if one.encoding == csvfiles.FALLBACK:
+                _count(guesses, "files that are no UTF-8, read as Windows-1252", 1)
+            _count(
+                guesses, "headers repeated inside a file, left out", self._without_headers(alias, number, [one.names[p] for p in chosen])
+            )
+        found = self._typed(alias)
+        every = _once(one_name for _, one in forms for one_name in one.names)
+        return Rows(found.sql, found.types, list(files), {rule: count for rule, count in guesses.items() if count}, every)
+
+    def _typed(self, alias: str) -> Rows:
+        """A table of texts with those typed that the mapping computes with, and uses for no id or other text."""
+        rows = self._described(name(alias), "", "")
+        computed = [c for c in rows.types if self.names.is_computed(c) and not self.names.is_text(c)]
+        return self._described(typed(self.connection, name(alias), computed, self.table.decimal, self.dataset.timezone), "", "")
+
+    def _form(self, file: str, key: str) -> csvfiles.Form:
+        try:
+            found = csvfiles.form(Path(file), sorted(self.names.every))
+        except OSError as error:
+            raise self._spoilt(key, file, f"cannot be read ({type(error).__name__})", "check the path and its rights") from None
+        except csvfiles.Unreadable as error:
+            raise self._spoilt(key, file, error.problem, error.fix) from None
+        if not self.names.wanted(found.names):
+            listed = ", ".join(sorted(text for text in self.table.columns.values()))
+            raise self._spoilt(
+                key, file, f"its first line names none of the mapped columns ({listed})", "give it a header line, or correct the mapping"
+            )
+        return found
+
+    def _spoilt(self, key: str, file: str, problem: str, fix: str) -> InputError:
+        """An error about one file of a path or glob."""
+        given = str(self.table.path) if key == "path" else self.table.files[key.removeprefix("files.")]
+        named = "" if Path(given).name == Path(file).name else f"{Path(file).name} "
+        return self.place.error(key, given, named + problem, fix)
+
+    def _without_headers(self, alias: str, number: int, names: Sequence[str]) -> int:
+        same = " AND ".join(f"{name(column)} = {literal(column)}" for column in names)
+        where = f"{name(FILE)} = {number} AND {same}"
+        return int(self.connection.execute(f"DELETE FROM {name(alias)} WHERE {where}").fetchall()[0][0])
+
+    def _objects(self, url: str, key: str, alias: str) -> Rows:
+        """Parquet on object storage, streamed through Arrow's own S3 client (AWS_* variables, AWS_ENDPOINT_URL)."""
+        import pyarrow.dataset as ds
+        from pyarrow import fs
+
+        try:
+            scheme, where = url.split("://", 1)
+            if scheme != "s3":
+                raise ValueError(f"knows s3://, not {scheme}://")
+            system = fs.S3FileSystem(endpoint_override=os.environ.get("AWS_ENDPOINT_URL"), region=os.environ.get("AWS_REGION"))
+            files = ds.dataset(where, filesystem=system, format="parquet").files
+            sets = [ds.dataset(file, filesystem=system, format="parquet") for file in files]
+        except (OSError, ValueError, pa.ArrowException) as error:
+            problem = f"cannot be read ({type(error).__name__})"
+            raise self.place.error(key, url, problem, "check bucket, AWS_* and AWS_ENDPOINT_URL") from None
+        parts, schemas = [], []
+        for number, one in enumerate(sets):
+            view, exact = f"{alias}_{number}", one.schema.names
+            chosen = self.names.wanted(exact)
+            fields = {f"c{place}": ds.field(exact[place]) for place in chosen}
+            self.connection.register(view, one.scanner(columns=fields))
+            described = self.connection.sql(f"DESCRIBE SELECT * FROM {name(view)}").fetchall()
+            parts.append((name(view), {exact[place]: f"c{place}" for place in chosen}))
+            schemas.append({exact[place]: str(row[1]) for place, row in zip(chosen, described, strict=True)})
+        return self._united(files, parts, schemas)
+
+    def _database(self) -> Rows:
+        database, table = os.path.expandvars(str(self.table.database)), str(self.table.table)
+        if "://" in database:
+            return self._server(database, table)
+        path = self.dataset.resolve(database)
+        if not Path(path).is_file():
+            raise self.place.error("database", str(self.table.database), "no such file", "give a DuckDB file or an SQLAlchemy URL")
+        alias = name(f"_{self.key}_db")
+        try:
+            self.connection.execute(f"ATTACH IF NOT EXISTS {literal(path)} AS {alias} (READ_ONLY)")
+            relation = ".".join([alias, *(name(part) for part in table.split("."))])
+            described = self.connection.sql(f"DESCRIBE SELECT * FROM {relation}").fetchall()
+        except duckdb.Error as error:
+            problem = f"cannot be read: {first_line(error)}"
+            raise self.place.error("table", f"{self.table.database} / {table}", problem, "check that it exists and is whole") from None
+        names = [row[0] for row in described]
+        chosen = self.names.wanted(names)
+        own = {names[place]: names[place] for place in chosen}
+        rows = self._united([], [(relation, own)], [{names[place]: str(described[place][1]) for place in chosen}])
+        return replace(rows, names=names)
+
+    def _server(self, url: str, table: str) -> Rows:
+        """A table of a database server in Arrow chunks of bounded size; SQLite, which types values and not columns, as texts."""
+        rows, loose = f"_{self.key}_rows", url.startswith("sqlite")
+        self.connection.execute(f"DROP TABLE IF EXISTS {name(rows)}")
+        for number, chunk in enumerate(self._chunks(url, table)):
+            verb = f"CREATE TEMP TABLE {name(rows)} AS" if number == 0 else f"INSERT INTO {name(rows)}"
+            self.connection.register("_chunk", chunk)
+            self.connection.execute(f"{verb} SELECT * FROM _chunk")
+            self.connection.unregister("_chunk")
+        return self._typed(rows) if loose else self._described(name(rows), "table", table)
+
+    def _chunks(self, url: str, table: str) -> Iterator[pa.Table]:
+        import sqlalchemy
+
+        try:
+            database = sqlalchemy.create_engine(url)
+            schema, _, bare = table.rpartition(".")
+            listed = sqlalchemy.inspect(database).get_columns(bare, schema=schema or None)
+            chosen = [listed[place] for place in self.names.wanted([column["name"] for column in listed])]
+            loose = database.dialect.name == "sqlite"
+            kinds = [pa.string() if loose or self.names.is_text(c["name"]) else _arrow_type(c["type"]) for c in chosen]
+            fields = pa.schema([(column["name"], kind) for column, kind in zip(chosen, kinds, strict=True)])
+            query = sqlalchemy.select(*(sqlalchemy.column(column["name"]) for column in chosen))
+            source = sqlalchemy.table(bare, schema=schema or None)
+            yield fields.empty_table()
+            with database.connect().execution_options(stream_results=True, yield_per=DATABASE_CHUNK_ROWS) as connection:
+                for some in connection.execute(query.select_from(source)).partitions():
+                    yield pa.table([self._array(v, f) for v, f in zip(zip(*some, strict=True), fields, strict=True)], fields)
+        except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
+            reason = type(error).__name__  # the message may hold the URL and with it a password
+            raise self.place.error(
+                "database", str(self.table.database), f"cannot read {table!r} ({reason})", "check URL and table"
+            ) from None
+
+    def _array(self, values: Iterable[Any], kind: pa.Field) -> pa.Array:
+        try:
+            return pa.array([plain(v) for v in values] if pa.types.is_string(kind.type) else values, kind.type)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            problem = f"column {kind.name!r} holds a value that is no {kind.type} ({type(error).__name__})"
+            raise self.place.error("table", str(self.table.table), problem, "convert the column in a view of the database") from None
+
+    def _described(self, relation: str, key: str, value: str, files: list[str] | None = None) -> Rows:
+        try:
+            described = self.connection.sql(f"DESCRIBE SELECT * FROM {relation}").fetchall()
+        except duckdb.Error as error:
+            fix = "check that it exists and is whole"
+            raise self.place.error(key, value, f"cannot be read: {first_line(error)}", fix) from None
+        return Rows(relation, {row[0]: str(row[1]) for row in described if row[0] != FILE}, files or [])
+
+
+def shown_as(column: str, kind: str, text: bool) -> str:
+    """SQL of a column as the mapping sees it: an id that a file keeps as a decimal is the text of the whole number; NaN is null."""
+    if kind in ("DOUBLE", "FLOAT"):
+        number = f"CASE WHEN isnan({column}) THEN NULL ELSE {column} END"
+        whole = f"CAST(CAST({column} AS HUGEINT) AS VARCHAR)"
+        exact = f"CAST({column} AS DOUBLE) = trunc(CAST({column} AS DOUBLE)) AND abs({column}) <= {EXACT_FLOAT}"
+        lost = f"CASE WHEN abs({column}) > {EXACT_FLOAT} THEN error('digits lost') ELSE CAST({column} AS VARCHAR) END"
+        return f"CASE WHEN isnan({column}) THEN NULL WHEN {exact} THEN {whole} ELSE {lost} END" if text else number
+    if text and (kind.startswith(("DECIMAL", "ENUM", "JSON")) or kind == "UUID"):
+        return f"CAST({column} AS VARCHAR)"
+    return column
+
+
+def plain(value: Any) -> str | None:
+    """The text of a database's value: a whole float without its decimal, moments in ISO 8601."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        if value != value:
+            return None
+        if abs(value) > EXACT_FLOAT:
+            raise ValueError("digits lost")
+        return str(int(value)) if value == int(value) else repr(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError("bytes are no text")
+    if hasattr(value, "isoformat"):
+        return str(value.isoformat())
+    return format(value, "f") if type(value).__name__ == "Decimal" else str(value)
+
+
+def _arrow_type(kind: Any) -> Any:
+    """Arrow's type for a column of a database server; what is not known is read as text."""
+    import sqlalchemy.types as sql
+
+    known = (
+        (sql.Boolean, pa.bool_()),
+        (sql.Integer, pa.int64()),
+        (sql.Float, pa.float64()),
+        (sql.Numeric, pa.decimal128(38, 10)),
+        (sql.DateTime, pa.timestamp("us", tz="UTC") if getattr(kind, "timezone", False) else pa.timestamp("us")),
+        (sql.Date, pa.date32()),
+    )
+    return next((arrow for base, arrow in known if isinstance(kind, base)), pa.string())
+
+
+def first_line(error: duckdb.Error) -> str:
+    """The first line of an engine's message."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _found(path: str) -> list[str]:
+    """Files of a path or a glob; a file whose own name looks like a glob is that file."""
+    return [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _count(guesses: dict[str, int], rule: str, count: int) -> None:
+    guesses[rule] = guesses.get(rule, 0) + count
+
+
+def summed(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of several parts added up; zero counts go."""
+    found: dict[str, int] = {}
+    for part in parts:
+        for rule, count in part.items():
+            _count(found, rule, count)
+    return {rule: count for rule, count in found.items() if count}
