@@ -11,7 +11,7 @@ from features.ids import sql_id, sql_text
 from features.loose import staged
 from features.mapping import Table
 from features.moments import offsets, to_utc
-from features.readers import Place, first_line, shown_as
+from features.readers import FLOATS, Place, first_line, shown_as
 from features.schema import EXACT, FLAG, TEXT, TIME, Column, Source
 from features.sql import name
 from features.texts import Reading, Step, end_of_day
@@ -73,7 +73,9 @@ class Converter:
             return self._time(column, kind)
         if column.type == FLAG and kind not in ("BOOLEAN", *_WHOLE_TYPES):
             raise texts.Unclear(f"is {kind}, no truth value", "write it as a condition, e.g. \"state = 'x'\"")
-        return Reading((lambda x: f"CAST({shown_as(x, kind, False)} AS {column.type})",), {})
+        if kind in FLOATS:
+            return Reading((lambda x: f"CAST(CASE WHEN NOT isnan({x}) THEN {x} END AS {column.type})",), {})
+        return Reading((lambda x: f"CAST({x} AS {column.type})",), {})
 
     def _text_steps(self, column: Column, kind: str) -> tuple[Step, ...]:
         if kind.endswith("]") or kind.startswith(_NESTED):
@@ -81,7 +83,7 @@ class Converter:
         clean = sql_id if column.name.endswith("_id") else sql_text
         if kind == "VARCHAR":
             return (clean,)
-        return lambda x: f"CAST({shown_as(x, kind, True)} AS VARCHAR)", clean
+        return lambda x: f"CAST({shown_as(x, kind)} AS VARCHAR)", clean
 
     def _time(self, column: Column, kind: str) -> Reading:
         if kind == "TIMESTAMP WITH TIME ZONE":
@@ -145,7 +147,7 @@ class Converter:
                 clean = sql_id(x) if column.endswith("_id") else sql_text(x)
                 rules[f"{column}: white space cut, Unicode composed, 12345.0 read as 12345"] = f"{x} <> coalesce({clean}, {x})"
                 rules[f"{column}: white space alone taken as unknown"] = f"{x} <> '' AND {clean} IS NULL"
-            if kind in ("DOUBLE", "FLOAT"):
+            if kind in FLOATS:
                 rules[f"{column}: NaN taken as unknown"] = f"isnan({x})"
             if kind.startswith("TIMESTAMP") and "ZONE" not in kind and len(offsets(self.zone)) > 1:
                 t = f"CAST({x} AS TIMESTAMP)"

@@ -28,6 +28,7 @@ FILE = "holdfast file"
 DATABASE_CHUNK_ROWS = 100_000
 EXACT_FLOAT = 2**53
 """Whole numbers up to here are exact as floats."""
+FLOATS = ("DOUBLE", "FLOAT")
 _IDENTIFIER = re.compile(r"""'(?:[^']|'')*'|"((?:[^"]|"")+)"|([^\W\d]\w*)""")
 _CSV = re.compile(r"\.(csv|tsv|txt)(\.(gz|zst|bz2|lz4))?$", re.IGNORECASE)
 
@@ -193,16 +194,25 @@ class Reader:
 
     def _united(self, files: Sequence[str], parts: Sequence[tuple[str, dict[str, str]]], schemas: Sequence[dict[str, str]]) -> Rows:
         """Rows of several relations, each with its own types and names."""
-        columns = list(dict.fromkeys(column for types in schemas for column in types))
-        shown = [
-            {c: shown_as(name(own[c]), types[c], self.names.is_text(c)) for c in own}
-            for (_, own), types in zip(parts, schemas, strict=True)
-        ]
-        selects = []
-        for number, ((relation, _), some) in enumerate(zip(parts, shown, strict=True)):
-            listed = ", ".join(f"{some.get(column, 'NULL')} AS {name(column)}" for column in columns)
+        columns = _once(column for types in schemas for column in types)
+        selects, counted = [], []
+        for number, ((relation, own), types) in enumerate(zip(parts, schemas, strict=True)):
+            shown = {c: shown_as(name(own[c]), types[c]) if self.names.is_text(c) else name(own[c]) for c in own}
+            listed = ", ".join(f"{shown.get(column, 'NULL')} AS {name(column)}" for column in columns)
             selects.append(f"SELECT {listed}{',' if columns else ''} {number} AS {name(FILE)} FROM {relation}")
-        return self._described(f"({' UNION ALL '.join(selects)})", "path", str(self.table.path), list(files))
+            decimals = {c: name(own[c]) for c in own if self.names.is_text(c) and types[c] in FLOATS}
+            counted.append(self._decimals(relation, decimals))
+        rows = self._described(f"({' UNION ALL '.join(selects)})", "path", str(self.table.path), list(files))
+        return replace(rows, guesses=summed(counted))
+
+    def _decimals(self, relation: str, columns: Mapping[str, str]) -> dict[str, int]:
+        """How many ids of a relation are decimal numbers, and how many are not a number."""
+        if not columns:
+            return {}
+        counts = ", ".join(f"count(*) FILTER (NOT isnan({x})), count(*) FILTER (isnan({x}))" for x in columns.values())
+        found = self.connection.sql(f"SELECT {counts} FROM {relation}").fetchall()[0]
+        words = [f"{column}: {rule}" for column in columns for rule in ("decimal numbers read as ids", "NaN taken as unknown")]
+        return dict(zip(words, map(int, found), strict=True))
 
     def _csv(self, files: Sequence[str], key: str, alias: str) -> Rows:
         forms = [(file, self._form(file, key)) for file in files]
@@ -357,17 +367,14 @@ class Reader:
         return Rows(relation, {row[0]: str(row[1]) for row in described if row[0] != FILE}, files or [])
 
 
-def shown_as(column: str, kind: str, text: bool) -> str:
-    """SQL of a column as the mapping sees it: an id that a file keeps as a decimal is the text of the whole number; NaN is null."""
-    if kind in ("DOUBLE", "FLOAT"):
-        number = f"CASE WHEN isnan({column}) THEN NULL ELSE {column} END"
+def shown_as(column: str, kind: str) -> str:
+    """SQL of a column that holds ids or other texts as the mapping sees it: a decimal is the text of the whole number, NaN is null."""
+    if kind in FLOATS:
         whole = f"CAST(CAST({column} AS HUGEINT) AS VARCHAR)"
         exact = f"CAST({column} AS DOUBLE) = trunc(CAST({column} AS DOUBLE)) AND abs({column}) <= {EXACT_FLOAT}"
-        lost = f"CASE WHEN abs({column}) > {EXACT_FLOAT} THEN error('digits lost') ELSE CAST({column} AS VARCHAR) END"
-        return f"CASE WHEN isnan({column}) THEN NULL WHEN {exact} THEN {whole} ELSE {lost} END" if text else number
-    if text and (kind.startswith(("DECIMAL", "ENUM", "JSON")) or kind == "UUID"):
-        return f"CAST({column} AS VARCHAR)"
-    return column
+        other = f"CASE WHEN abs({column}) > {EXACT_FLOAT} THEN error('digits lost') ELSE CAST({column} AS VARCHAR) END"
+        return f"CASE WHEN isnan({column}) THEN NULL WHEN {exact} THEN {whole} ELSE {other} END"
+    return f"CAST({column} AS VARCHAR)" if kind.startswith(("DECIMAL", "ENUM", "JSON", "UUID")) else column
 
 
 def plain(value: Any) -> str | None:
