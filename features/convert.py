@@ -17,6 +17,10 @@ from features.sql import name
 from features.texts import Reading, Step, end_of_day
 
 _WORDS = {TEXT: "a text", TIME: "a moment", EXACT: "a number", FLAG: "a truth value"}
+_FIXES = {
+    TIME: 'say how they are written, e.g. time_format = "%d.%m.%y %H:%M", convert them in the expression, or filter with `where`',
+    EXACT: "take what is no digit off in the expression, e.g. \"regexp_replace(price, '[^0-9.-]', '', 'g')\", or filter with `where`",
+}
 _NESTED = ("STRUCT", "MAP", "UNION", "BLOB", "GEOMETRY")
 _WHOLE_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT")
 
@@ -80,6 +84,8 @@ class Converter:
     def _text_steps(self, column: Column, kind: str) -> tuple[Step, ...]:
         if kind.endswith("]") or kind.startswith(_NESTED):
             raise texts.Unclear(f"is {kind}, no text", "name the part of it that is the text")
+        if column.name.endswith("_id") and kind == "BOOLEAN":
+            raise texts.Unclear("is BOOLEAN, no id", "map the column that names the customer, order ...")
         clean = sql_id if column.name.endswith("_id") else sql_text
         if kind == "VARCHAR":
             return (clean,)
@@ -114,7 +120,7 @@ class Converter:
     def _unread(self, column: str, bad: int) -> InputError:
         found = self.source.column(column)
         problem = f"{bad:,} row(s) cannot be read as {_WORDS[found.type]} ({found.meaning})"
-        return self._error(column, problem, "convert it in the expression or filter with `where`")
+        return self._error(column, problem, _FIXES.get(found.type, "convert it in the expression or filter with `where`"))
 
     def _misread(self, mapped: str, types: dict[str, str], error: duckdb.Error) -> InputError:
         """Which column a conversion of the engine's failed at; never with the value that its own message names."""

@@ -12,8 +12,11 @@ WHITE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200C))) +
 """What is cut off around an id: white space of Unicode, zero-width spaces and byte-order marks."""
 _DECIMAL = r"^([+-]?[0-9]+)\.0+$"
 _WHOLE = re.compile(_DECIMAL.removesuffix("$") + r"\Z")
-PLACEHOLDERS = ("", "guest", "anonymous", "unknown", "n/a", "-1", "0", "test")
-"""What shops write where there is no customer; compared without case."""
+PLACEHOLDERS = (
+    *("", "guest", "anonymous", "unknown", "n/a", "-1", "0", "test"),
+    *("null", "\\n", "none", "nan", "nat", "<na>", "#n/a", "undefined"),
+)
+"""What shops write where there is no customer, and what programs write where there is nothing; compared without case."""
 
 
 def canonical_id(text: str, fold_case: bool = False) -> str:

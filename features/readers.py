@@ -7,16 +7,16 @@ whole numbers again before anything else sees them.
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features import csvfiles
+from features import csvfiles, databases
+from features.databases import EXACT_FLOAT
 from features.errors import InputError
 from features.loose import typed
 from features.mapping import Dataset, Table
@@ -25,9 +25,6 @@ from features.sql import literal, name, parquet
 
 FILE = "holdfast file"
 """Column of rows from several files: the number of the file."""
-DATABASE_CHUNK_ROWS = 100_000
-EXACT_FLOAT = 2**53
-"""Whole numbers up to here are exact as floats."""
 FLOATS = ("DOUBLE", "FLOAT")
 _IDENTIFIER = re.compile(r"""'(?:[^']|'')*'|"((?:[^"]|"")+)"|([^\W\d]\w*)""")
 _CSV = re.compile(r"\.(csv|tsv|txt)(\.(gz|zst|bz2|lz4))?$", re.IGNORECASE)
@@ -318,45 +315,18 @@ class Reader:
         return replace(rows, names=names)
 
     def _server(self, url: str, table: str) -> Rows:
-        """A table of a database server in Arrow chunks of bounded size; SQLite, which types values and not columns, as texts."""
-        rows, loose = f"_{self.key}_rows", url.startswith("sqlite")
+        """A table of a database server; SQLite, which types values and not columns, as texts."""
+        rows = f"_{self.key}_rows"
         self.connection.execute(f"DROP TABLE IF EXISTS {name(rows)}")
-        for number, chunk in enumerate(self._chunks(url, table)):
-            verb = f"CREATE TEMP TABLE {name(rows)} AS" if number == 0 else f"INSERT INTO {name(rows)}"
-            self.connection.register("_chunk", chunk)
-            self.connection.execute(f"{verb} SELECT * FROM _chunk")
-            self.connection.unregister("_chunk")
-        return self._typed(rows) if loose else self._described(name(rows), "table", table)
-
-    def _chunks(self, url: str, table: str) -> Iterator[pa.Table]:
-        import sqlalchemy
-
         try:
-            database = sqlalchemy.create_engine(url)
-            schema, _, bare = table.rpartition(".")
-            listed = sqlalchemy.inspect(database).get_columns(bare, schema=schema or None)
-            chosen = [listed[place] for place in self.names.wanted([column["name"] for column in listed])]
-            loose = database.dialect.name == "sqlite"
-            kinds = [pa.string() if loose or self.names.is_text(c["name"]) else _arrow_type(c["type"]) for c in chosen]
-            fields = pa.schema([(column["name"], kind) for column, kind in zip(chosen, kinds, strict=True)])
-            query = sqlalchemy.select(*(sqlalchemy.column(column["name"]) for column in chosen))
-            source = sqlalchemy.table(bare, schema=schema or None)
-            yield fields.empty_table()
-            with database.connect().execution_options(stream_results=True, yield_per=DATABASE_CHUNK_ROWS) as connection:
-                for some in connection.execute(query.select_from(source)).partitions():
-                    yield pa.table([self._array(v, f) for v, f in zip(zip(*some, strict=True), fields, strict=True)], fields)
-        except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
-            reason = type(error).__name__  # the message may hold the URL and with it a password
-            raise self.place.error(
-                "database", str(self.table.database), f"cannot read {table!r} ({reason})", "check URL and table"
-            ) from None
-
-    def _array(self, values: Iterable[Any], kind: pa.Field) -> pa.Array:
-        try:
-            return pa.array([plain(v) for v in values] if pa.types.is_string(kind.type) else values, kind.type)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            problem = f"column {kind.name!r} holds a value that is no {kind.type} ({type(error).__name__})"
-            raise self.place.error("table", str(self.table.table), problem, "convert the column in a view of the database") from None
+            for number, chunk in enumerate(databases.chunks(url, table, self.names.wanted, self.names.is_text)):
+                verb = f"CREATE TEMP TABLE {name(rows)} AS" if number == 0 else f"INSERT INTO {name(rows)}"
+                self.connection.register("_chunk", chunk)
+                self.connection.execute(f"{verb} SELECT * FROM _chunk")
+                self.connection.unregister("_chunk")
+        except databases.Unreachable as error:
+            raise self.place.error("database", str(self.table.database), error.problem, error.fix) from None
+        return self._typed(rows) if databases.is_loose(url) else self._described(name(rows), "table", table)
 
     def _described(self, relation: str, key: str, value: str, files: list[str] | None = None) -> Rows:
         try:
@@ -375,38 +345,6 @@ def shown_as(column: str, kind: str) -> str:
         other = f"CASE WHEN abs({column}) > {EXACT_FLOAT} THEN error('digits lost') ELSE CAST({column} AS VARCHAR) END"
         return f"CASE WHEN isnan({column}) THEN NULL WHEN {exact} THEN {whole} ELSE {other} END"
     return f"CAST({column} AS VARCHAR)" if kind.startswith(("DECIMAL", "ENUM", "JSON", "UUID")) else column
-
-
-def plain(value: Any) -> str | None:
-    """The text of a database's value: a whole float without its decimal, moments in ISO 8601."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        if value != value:
-            return None
-        if abs(value) > EXACT_FLOAT:
-            raise ValueError("digits lost")
-        return str(int(value)) if value == int(value) else repr(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        raise TypeError("bytes are no text")
-    if hasattr(value, "isoformat"):
-        return str(value.isoformat())
-    return format(value, "f") if type(value).__name__ == "Decimal" else str(value)
-
-
-def _arrow_type(kind: Any) -> Any:
-    """Arrow's type for a column of a database server; what is not known is read as text."""
-    import sqlalchemy.types as sql
-
-    known = (
-        (sql.Boolean, pa.bool_()),
-        (sql.Integer, pa.int64()),
-        (sql.Float, pa.float64()),
-        (sql.Numeric, pa.decimal128(38, 10)),
-        (sql.DateTime, pa.timestamp("us", tz="UTC") if getattr(kind, "timezone", False) else pa.timestamp("us")),
-        (sql.Date, pa.date32()),
-    )
-    return next((arrow for base, arrow in known if isinstance(kind, base)), pa.string())
 
 
 def first_line(error: duckdb.Error) -> str:

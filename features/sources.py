@@ -4,6 +4,7 @@ read (`readers.py`) -> the mapping's expressions -> the canonical types (`conver
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,8 @@ class _Loader:
         return f"(SELECT {', '.join(inner)} FROM {rows.sql} {where} {group})", types
 
     def _describe(self, query: str, key: str, value: str, rows: Rows) -> list[Any]:
+        if ";" in re.sub(r"'(?:[^']|'')*'", "", value):
+            raise self.place.error(key, value, "holds a semicolon", "write one SQL expression")
         try:
             return self.connection.sql(query).fetchall()
         except duckdb.Error as error:

@@ -42,6 +42,8 @@ def gather(dataset: Dataset, places: Places, started: float) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "peak_memory_mb": peak.megabytes(),
         "rows": contracts["sources"]["rows"],
+        "reading": contracts["sources"].get("reading", {}),
+        "warnings": [_warning(finding) for finding in contracts["sources"]["findings"] if _warns(finding)],
         "features": len(manifest.names),
         "families_left_out": manifest.left_out,
         "snapshots": training["split"],
@@ -55,6 +57,14 @@ def gather(dataset: Dataset, places: Places, started: float) -> dict[str, Any]:
         "promotion": promotion,
         "answers": read_json(answers) if answers.exists() else None,
     }
+
+
+def _warns(finding: dict[str, Any]) -> bool:
+    return not finding["passed"] and finding["severity"] == "warn"
+
+
+def _warning(finding: dict[str, Any]) -> dict[str, Any]:
+    return {"rule": finding["id"], "words": finding["rule"], **{name: finding[name] for name in ("broken", "checked", "detail")}}
 
 
 def html(facts: dict[str, Any], places: Places) -> str:
@@ -83,6 +93,10 @@ def _print(facts: dict[str, Any], places: Places) -> None:
     say()
     for name, contract in facts["contracts"].items():
         say(f"contract {name}: {contract['rules']} rules, {'all hold' if contract['passed'] else 'BROKEN'} ({contract['data_docs']})")
+    for rule, count in facts["reading"].items():
+        say(f"  at reading  {count:,}  {rule}")
+    for one in facts["warnings"]:
+        say(f"  warns  {one['rule']}: {one['words']}: {one['broken']:,} of {one['checked']:,}")
     rows = ", ".join(f"{count:,} {name}" for name, count in facts["rows"].items())
     say(f"data {facts['dataset']}: {rows}; {facts['features']} features; {len(facts['snapshots']['final']) + 1} labelled snapshots")
     say(_models(facts))

@@ -1,7 +1,9 @@
 """Commands `validate` and `features`, with `features list`, `features touchpoints` and `features profile`."""
 
+import json
+from collections.abc import Sequence
 from datetime import date, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo
 
 import typer
@@ -12,11 +14,22 @@ from features.options import SAMPLE, DatasetOption, dataset_of
 from features.settings import Settings
 from features.terminal import Count, console, progress
 
+if TYPE_CHECKING:
+    from validation.contracts import Finding
+
 features_app = typer.Typer(help="Build the feature table; `list` shows every feature, `touchpoints` and `profile` what the data say.")
 
 
-def validate(dataset: DatasetOption = SAMPLE) -> None:
-    """Load the sources of a data set and check their contract (exit code 2 when it is broken)."""
+def validate(
+    dataset: DatasetOption = SAMPLE,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print what was found as JSON: rows, reading, warnings; also when it fails")
+    ] = False,
+) -> None:
+    """Load the sources of a data set and check their contract (exit code 2 when it is broken).
+
+    What was converted, guessed, mended or left out at reading is counted by rule and told.
+    """
     from validation.contracts import told
     from validation.stages import Places
     from validation.stages import validate as stage
@@ -25,8 +38,17 @@ def validate(dataset: DatasetOption = SAMPLE) -> None:
     places = Places.of(settings, mapped)
     with locked(settings.home):
         progress(f"validating the sources of {mapped.name}" + (" (synthetic data)" if mapped.synthetic else ""))
-        report = stage(mapped, places)
+        try:
+            report = stage(mapped, places)
+        except InputError as error:
+            if as_json:
+                print(json.dumps({"passed": False, "where": error.where, "problem": error.problem, "fix": error.fix}, indent=2))
+            raise
     facts = read_json(places.contract("sources"))
+    if as_json:
+        found = {"passed": True, "rules": len(report.findings), "rows": facts["rows"], "reading": facts["reading"]}
+        print(json.dumps(found | {"warnings": _plain(report.warnings)}, indent=2))
+        return
     counted = ", ".join(f"{count:,} {name}" for name, count in facts["rows"].items())
     progress(f"contract holds: {len(report.findings)} rules on {counted}")
     if facts["reading"]:
@@ -35,6 +57,11 @@ def validate(dataset: DatasetOption = SAMPLE) -> None:
     if report.warnings:
         progress(f"{len(report.warnings)} rule(s) warn:")
         console().print(told(report.warnings), markup=False, soft_wrap=True)
+
+
+def _plain(findings: Sequence["Finding"]) -> list[dict[str, Any]]:
+    """Broken rules as plain data: counts only."""
+    return [{"rule": one.id, "words": one.rule, "broken": one.broken, "checked": one.checked, "detail": one.detail} for one in findings]
 
 
 @features_app.callback(invoke_without_command=True)

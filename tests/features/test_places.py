@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from features import mapping, readers, sources
+from features import databases, mapping, sources
 from features.pseudonym import of_dataset
 from features.simulate import simulate
 from features.store import Store
@@ -75,7 +75,7 @@ def test_postgresql(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for name in mapping.read(shop).tables:
             pq.read_table(shop.parent / name).to_pandas().to_sql(name, database, index=False)
         monkeypatch.setenv("SHOP_DB_URL", url)
-        monkeypatch.setattr(readers, "DATABASE_CHUNK_ROWS", 500)
+        monkeypatch.setattr(databases, "CHUNK_ROWS", 500)
         found = loaded(remapped(shop, tmp_path, 'database = "$SHOP_DB_URL"\ntable = "{name}"'), tmp_path / "elsewhere")
         database.dispose()
     assert found.hashes == loaded(shop, tmp_path / "disk").hashes

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -211,6 +212,11 @@ def test_an_empty_file_is_called_empty(name: str, tmp_path: Path) -> None:
         ("amount", ["1,234"], 'decimal = "."'),
         ("amount", ["12.5", "12,5"], "a comma for the decimals"),
         ("amount", ["12 EUR"], "cannot be read as a number"),
+        ("amount", ["(12.50)"], "cannot be read as a number"),
+        ("ordered_at", ["NULL"], "cannot be read as a moment"),
+        ("ordered_at", ["0000-00-00 00:00:00"], "cannot be read as a moment"),
+        ("ordered_at", ["31.12.24 10:00"], "time_format"),
+        ("ordered_at", ["2024-02-05 10:00:00 CET"], "cannot be read as a moment"),
         ("ordered_at", ["01/04/2024"], "day and month cannot be told apart"),
         ("ordered_at", ["31/01/2024", "01/31/2024"], "others with the month first"),
         ("ordered_at", ["2024-02-30"], "cannot be read as a moment"),
@@ -223,6 +229,36 @@ def test_what_leaves_two_readings_or_none_is_refused(column: str, values: list[s
         loaded(csv_of(tmp_path, rows), tmp_path)
     assert told in str(caught.value)
     assert f"columns.{column}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda text: text.replace("sku", "amount", 1), "several columns fit: 'amount', 'amount'"),
+        (lambda text: '{"order_id": 1}\n' + text, "names none of the mapped columns"),
+        (lambda text: text.replace("\n7", '\n"7', 1), "line|broken"),
+    ],
+)
+def test_other_broken_files_are_refused(spoil: Callable[[str], str], told: str, tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text(spoil(rendered(texts(ROWS))), encoding="utf-8")
+    with pytest.raises(InputError, match=told):
+        loaded(Written('path = "orders.csv"'), tmp_path)
+
+
+@pytest.mark.parametrize("condition", ["1 = 1; DROP TABLE x", "amount > 0;"])
+def test_a_condition_is_one_expression(condition: str, tmp_path: Path) -> None:
+    written = csv_of(tmp_path, texts(ROWS))
+    with pytest.raises(InputError, match="holds a semicolon"):
+        loaded(Written(f'{written.place}\nwhere = "{condition}"'), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"), [([True], "is BOOLEAN, no id"), ([{"a": 1}], "no text"), ([b"a"], "is BLOB, no text"), ([["a"]], "no text")]
+)
+def test_an_id_of_a_type_that_is_none_is_refused(values: list[object], told: str, tmp_path: Path) -> None:
+    pq.write_table(arrow(ROWS[:1], customer_id=lambda v: pa.array(values)), tmp_path / "o.parquet")
+    with pytest.raises(InputError, match=told):
+        loaded(Written('path = "o.parquet"'), tmp_path)
 
 
 def test_a_decimal_id_too_large_to_be_exact_is_refused(tmp_path: Path) -> None:
@@ -288,7 +324,7 @@ def test_a_customer_with_an_implausible_share_of_all_orders_is_told(tmp_path: Pa
     assert broken(found) == {"orders.customer_id.share": sum(row["customer_id"].startswith("guest") for row in rows)}
 
 
-@pytest.mark.parametrize("word", ["guest", "Anonymous", "unknown", "N/A", "-1", "0", "test", " GUEST "])
+@pytest.mark.parametrize("word", ["guest", "Anonymous", "unknown", "N/A", "-1", "0", "test", " GUEST ", "NULL", "\\N", "nan"])
 def test_a_word_for_nobody_is_told_with_its_count(word: str, tmp_path: Path) -> None:
     rows = with_guests(word)
     found = judged(csv_of(tmp_path, rows), tmp_path)
