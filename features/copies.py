@@ -149,7 +149,7 @@ def across_files(
         return list(parts), [], 0
     mark = sha256_json([list(parts), drop, "repeats"])[:24]
     known = folder / source.name / f"{mark}-repeats.json"
-    if not known.exists():
+    if not known.exists() or not all((folder / part).exists() for part in read_json(known)["parts"]):
         write_json(known, _across_files(connection, source, parts, folder, mark if drop else None))
     found = read_json(known)
     return found["parts"], [Overlap(tuple(one["files"]), one["rows"], one["whole"]) for one in found["overlaps"]], found["dropped"]

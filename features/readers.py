@@ -200,7 +200,7 @@ class Reader:
             decimals = {c: name(own[c]) for c in own if self.names.is_text(c) and types[c] in FLOATS}
             counted.append(self._decimals(relation, decimals))
         rows = self._described(f"({' UNION ALL '.join(selects)})", "path", str(self.table.path), list(files))
-        return replace(rows, guesses=summed(counted))
+        return replace(rows, guesses=summed([*counted, _lacking(columns, schemas)]))
 
     def _decimals(self, relation: str, columns: Mapping[str, str]) -> dict[str, int]:
         """How many ids of a relation are decimal numbers, and how many are not a number."""
@@ -234,6 +234,7 @@ class Reader:
             )
         found = self._typed(alias)
         every = _once(one_name for _, one in forms for one_name in one.names)
+        guesses |= _lacking(columns, [one.names for _, one in forms])
         return Rows(found.sql, found.types, list(files), {rule: count for rule, count in guesses.items() if count}, every)
 
     def _typed(self, alias: str) -> Rows:
@@ -355,6 +356,12 @@ def first_line(error: duckdb.Error) -> str:
 def _found(path: str) -> list[str]:
     """Files of a path or a glob; a file whose own name looks like a glob is that file."""
     return [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
+
+
+def _lacking(columns: Sequence[str], files: Sequence[Iterable[str]]) -> dict[str, int]:
+    """How many files lack a column that another one has."""
+    counts = {column: sum(column not in names for names in files) for column in columns}
+    return {f"{column}: files without this column, taken as unknown there": count for column, count in counts.items()}
 
 
 def _once(names: Iterable[str]) -> list[str]:

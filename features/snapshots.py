@@ -56,10 +56,11 @@ class Orders:
         return found[-1] if found else 0
 
     def _usual(self, place: int, way: int) -> float:
-        """Orders a day before (-1) or after (1) a day."""
+        """Orders a day before (-1) or after (1) a day; 0 where the orders there span too few days to tell."""
+        if abs((self.days[-1 if way > 0 else 0] - self.days[place]).days) + 1 < USUAL_DAYS:
+            return 0.0
         span = [k for k, day in enumerate(self.days) if 0 <= (day - self.days[place]).days * way < USUAL_DAYS]
-        known = abs((self.days[-1 if way > 0 else 0] - self.days[place]).days) + 1
-        return sum(self.counts[k] for k in span) / min(USUAL_DAYS, known)
+        return sum(self.counts[k] for k in span) / USUAL_DAYS
 
     def _few(self, beyond: range, usual: float, time: timedelta) -> bool:
         expected = usual * time.days

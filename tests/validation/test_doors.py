@@ -13,13 +13,15 @@ import pytest
 
 from features import mapping, sources
 from features.engines import raw_tables
-from features.errors import InputError
+from features.errors import ContractError, InputError
 from features.pseudonym import Pseudonyms
+from features.settings import Settings
 from features.snapshots import Orders, schedule
 from features.store import Store
 from tests.features.ways import COLUMNS, ROWS, Row, Written, arrow, iso, rendered, texts
-from validation import rules
+from validation import rules, stages
 from validation.rules import Rule
+from validation.stages import Places
 
 PSEUDONYMS = Pseudonyms(b"")
 LINES = "\n[tables.order_lines]\npath = 'lines*.{0}'\n{1}\n[tables.order_lines.columns]\norder_id = 'order_id'\nquantity = 'quantity'\namount = 'amount'\n"
@@ -265,6 +267,40 @@ def test_a_decimal_id_too_large_to_be_exact_is_refused(tmp_path: Path) -> None:
     pq.write_table(arrow(ROWS[:1], customer_id=lambda v: pa.array([float(2**60)])), tmp_path / "o.parquet")
     with pytest.raises(InputError, match="too large to keep all its digits"):
         loaded(Written('path = "o.parquet"'), tmp_path)
+
+
+def test_a_column_that_one_file_lacks_is_told(tmp_path: Path) -> None:
+    csv_of(tmp_path, texts(ROWS[:300]), "orders-1.csv")
+    csv_of(
+        tmp_path,
+        [{("value" if name == "amount" else name): text for name, text in row.items()} for row in texts(ROWS[300:])],
+        "orders-2.csv",
+    )
+    found = loaded(Written('path = "orders-*.csv"'), tmp_path)
+    assert found.reading == {"orders.amount: files without this column, taken as unknown there": 1}
+
+
+def regulars(folder: Path, days: int) -> Places:
+    """A shop whose thirty customers order every ``days`` days, validated."""
+    moments = [datetime(2023, 1, 1, 12, tzinfo=UTC) + timedelta(days=days * k + k % 3) for k in range(900 // days)]
+    rows = [
+        {"order_id": f"{customer}-{k}", "customer_id": str(customer), "ordered_at": iso(moment), "amount": "1"}
+        for customer in range(30)
+        for k, moment in enumerate(moments)
+    ]
+    places = Places.of(Settings(home=folder / "home"), mapping.read(csv_of(folder, rows).mapping(folder)))
+    stages.validate(mapping.read(folder / "shop.toml"), places)
+    return places
+
+
+@pytest.mark.parametrize(("days", "told"), [(10, "nobody at"), (140, "everybody churned at")])
+def test_where_everybody_or_nobody_churns_the_next_step_is_told(days: int, told: str, tmp_path: Path) -> None:
+    places = regulars(tmp_path, days)
+    with pytest.raises(ContractError) as caught:
+        stages.build_features(mapping.read(tmp_path / "shop.toml"), places)
+    assert told in str(caught.value)
+    assert "change churn.horizon_days (now 90)" in str(caught.value)
+    assert not places.features.exists()
 
 
 def test_nan_is_unknown_and_told(tmp_path: Path) -> None:
