@@ -17,7 +17,7 @@ from training.config import TrainConfig
 from training.dataset import TrainingData, split_of
 from training.models.base import Rows
 from training.models.scorer import Scorer
-from training.registry import CHALLENGER, CHAMPION, DIGEST, MODEL, TABLE, Registry
+from training.registry import CHALLENGER, CHAMPION, DIGEST, GATES, MODEL, TABLE, Registry
 from validation import gates
 from validation.gates import Holdout, Judged, Verdict
 from validation.stages import Places
@@ -40,7 +40,8 @@ def promote(model_name: str, places: Places, settings: Settings, floor: Promotio
     if challenger is None:
         raise InputError(f"models:/{model_name}@challenger", "there is no challenger", "run `holdfast train` first")
     journal.settle(log, champion and str(champion.version))
-    if champion is not None and champion.tags.get(DIGEST) == challenger.tags.get(DIGEST):
+    itself = champion is not None and champion.tags.get(DIGEST) == challenger.tags.get(DIGEST)
+    if champion is not None and itself and champion.tags.get(GATES) == "pass":
         return _earlier(places, champion)
     data = TrainingData.read(places.features)
     scorer = registry.load(str(challenger.version))
@@ -49,12 +50,13 @@ def promote(model_name: str, places: Places, settings: Settings, floor: Promotio
         "model": scorer.model.name,
         "champion_before": champion and {"version": str(champion.version), "model": champion.tags.get(MODEL, "")},
     }
-    verdicts, against = _verdicts(registry, challenger, scorer, champion, data, floor)
+    rival = None if itself else champion  # an alias moved by hand to what was never judged is nobody's rival
+    verdicts, against = _verdicts(registry, challenger, scorer, rival, data, floor)
     promoted = gates.passed(verdicts)
     told |= {"promoted": promoted, "against": against, "verdicts": [asdict(verdict) for verdict in verdicts]}
     journal.append(log, journal.JUDGED, _entry(model_name, challenger, champion, data, told))
     if promoted:
-        registry.note(str(challenger.version), {"holdfast.promoted_against": against, "holdfast.gates": "pass"})
+        registry.note(str(challenger.version), {"holdfast.promoted_against": against, GATES: "pass"})
         registry.point(CHAMPION, str(challenger.version))
         journal.append(log, journal.IN_FORCE, {"version": str(challenger.version)})
     write_json(_latest(places), told)

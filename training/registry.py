@@ -21,6 +21,8 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 DIGEST, MODEL, DATASET, RUN = "holdfast.digest", "holdfast.model", "holdfast.dataset", "holdfast.run"
 TABLE = "holdfast.table"
 """Tag with the SHA-256 of the feature table that a version learnt from and was tested on."""
+GATES = "holdfast.gates"
+"""Tag that says `pass` of a version that passed every gate; packaging asks for it."""
 EXAMPLE_ROWS = 3
 PAGE = 1000
 
@@ -51,7 +53,7 @@ class Registry:
             )
         with answering(self._where()):
             self._ensure()
-            version = self.client.create_model_version(self.name, info.model_uri, run_id=run_id, tags=given)
+            version = self.client.create_model_version(self.name, info.model_uri, run_id=run_id, tags=given, model_id=info.model_id)
         self.load(str(version.version))
         return version
 

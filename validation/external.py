@@ -6,7 +6,7 @@ Its columns are read by the rules of `reading.py`. Whatever fails, the table in 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -181,6 +181,7 @@ def _snapshots(connection: duckdb.DuckDBPyConnection, file: Path, c: Columns) ->
     """Every snapshot and its labelled rows. Raises InputError for one that nothing can be learnt from."""
     query = f"SELECT {KEYS[1]} AS t, count({LABEL}), count(*), coalesce(sum({LABEL}), 0)::BIGINT FROM given GROUP BY t ORDER BY t"
     counts = connection.sql(query).fetchall()
+    _past(file, c, [found[0] for found in counts], [found[0] for found in counts if found[1]])
     for moment, known, rows, churned in (found for found in counts if found[1]):
         where = f"{file}: {moment:%Y-%m-%d}"
         if known < rows:
@@ -195,6 +196,18 @@ def _snapshots(connection: duckdb.DuckDBPyConnection, file: Path, c: Columns) ->
     if not any(known for _, known, _, _ in counts):
         raise InputError(f"{file}: column {c.label!r}", "holds no label", "fill it with 0 and 1 where the label window has ended")
     return [(moment, known) for moment, known, _, _ in counts]
+
+
+def _past(file: Path, c: Columns, moments: list[datetime], labelled: list[datetime]) -> None:
+    """Refuse a snapshot of the future, and a label whose window has not ended; clocks may differ by a day."""
+    now = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
+    if moments and moments[-1] > now:
+        raise InputError(f"{file}: {moments[-1]:%Y-%m-%d}", "this snapshot lies in the future", f"mend or drop such a {c.snapshot}")
+    if labelled and labelled[-1] > now - timedelta(days=c.horizon_days):
+        problem = f"has labels, and its label window of {c.horizon_days} days has not ended"
+        raise InputError(
+            f"{file}: {labelled[-1]:%Y-%m-%d}", problem, "leave them null, or tell the length of the window with --horizon-days"
+        )
 
 
 def _split(file: Path, columns: Columns, labelled: tuple[datetime, ...]) -> Split:

@@ -50,11 +50,11 @@ def promotion(test: Holdout, challenger: Judged, rivals: Sequence[Judged]) -> li
     verdicts = [sound(test, challenger)]
     if not passed(verdicts) or not passed(verdicts := [*verdicts, enough(test)]):
         return verdicts
-    verdicts += [unseen(test, challenger), informative(test, challenger)]
+    verdicts += [unseen(test, [challenger, *rivals]), informative(test, challenger)]
     if not rivals:
         return [*verdicts, Verdict("rivals", "unknown", "there is nothing to compare with")]
     for rival in rivals:
-        verdicts += [unseen(test, rival), better_log_loss(test, challenger, rival), no_worse_auc(test, challenger, rival)]
+        verdicts += [better_log_loss(test, challenger, rival), no_worse_auc(test, challenger, rival)]
     return verdicts
 
 
@@ -89,15 +89,17 @@ def enough(test: Holdout) -> Verdict:
     return Verdict("enough", "pass", found)
 
 
-def unseen(test: Holdout, one: Judged) -> Verdict:
-    """All label windows that a model learnt from have ended when the test snapshot begins."""
-    gate = f"unseen:{one.name}"
-    if one.learnt_until is None:
-        return Verdict(gate, "unknown", f"{one.name} does not tell which snapshots it learnt from: train again")
-    if one.learnt_until > test.snapshot:
-        learnt = f"{one.name} learnt from labels up to {one.learnt_until:%Y-%m-%d}, the test begins at {test.snapshot:%Y-%m-%d}"
-        return Verdict(gate, "unknown", f"{learnt}: test on a later snapshot")
-    return Verdict(gate, "pass", f"{one.name} learnt from labels up to {one.learnt_until:%Y-%m-%d} only")
+def unseen(test: Holdout, models: Sequence[Judged]) -> Verdict:
+    """All label windows that any of the models learnt from have ended when the test snapshot begins."""
+    begins = f"the test begins at {test.snapshot:%Y-%m-%d}"
+    for one in models:
+        if one.learnt_until is None:
+            return Verdict("unseen", "unknown", f"{one.name} does not tell which snapshots it learnt from: train again")
+        if one.learnt_until > test.snapshot:
+            learnt = f"{one.name} learnt from labels up to {one.learnt_until:%Y-%m-%d}"
+            return Verdict("unseen", "unknown", f"{learnt}, {begins}: test on a later snapshot")
+    last = max(one.learnt_until for one in models if one.learnt_until)
+    return Verdict("unseen", "pass", f"no model learnt from a label window that ends after {last:%Y-%m-%d}, {begins}")
 
 
 def informative(test: Holdout, one: Judged) -> Verdict:

@@ -135,21 +135,22 @@ def _nulls(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 def _iso(texts: Sequence[str], where: str) -> list[datetime | None]:
     found: list[datetime | None] = []
-    for text in texts:
+    zoned: set[bool] = set()
+    for text in map(str.strip, texts):
+        if not text:
+            found.append(None)
+            continue
         try:
-            found.append(datetime.fromisoformat(text.strip()) if text.strip() else None)
-        except ValueError:
-            shape = re.sub(r"[^\W\d_]", "a", re.sub(r"\d", "9", text.strip()))[:30]
+            moment = datetime.fromisoformat(text)
+            zoned.add(moment.tzinfo is not None)
+            found.append(moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment)
+        except (ValueError, OverflowError):
+            shape = re.sub(r"[^\W\d_]", "a", re.sub(r"\d", "9", text))[:30]
             problem = f"texts of the form {shape!r} are no moments in ISO 8601; day and month could be taken for each other"
             raise InputError(where, problem, "write YYYY-MM-DD or YYYY-MM-DDThh:mm:ss, with an offset such as +02:00 or without") from None
-    zoned = {moment.tzinfo is not None for moment in found if moment}
     if len(zoned) > 1:
         raise InputError(where, "some moments have an offset and some have none", "write all of them with an offset, or all in UTC without")
-    return [_utc(moment) for moment in found]
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    return moment.astimezone(UTC).replace(tzinfo=None) if moment and moment.tzinfo else moment
+    return found
 
 
 def _pairs(texts: Sequence[str], where: str) -> list[float | None]:

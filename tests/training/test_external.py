@@ -115,6 +115,9 @@ def test_pyfunc_predicts_on_the_very_table_that_was_trained_on(untidy_home: Path
         model.predict(given.drop(columns="visits"))
 
 
+NOW = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+
+
 def with_day(rule: Callable[[datetime], object]) -> Spoil:
     return lambda f: f.assign(day=f.day.map(rule))
 
@@ -149,6 +152,8 @@ WRONG: list[tuple[Spoil, str]] = [
     (lambda f: f.assign(**{"a{b}": 1}), "is no name"),
     (lambda f: f.assign(gone=f.gone.where(f.user != "u7")), r"2024-01-01: 1 of 150 rows have no label"),
     (lambda f: f.assign(gone=f.gone.where(f.day != MOMENTS[3], 1)), r"2024-03-31: everybody of 150 churned"),
+    (lambda f: f.assign(day=f.day.where(f.day != MOMENTS[-1], datetime(2999, 1, 1))), "2999-01-01: this snapshot lies in the future"),
+    (lambda f: f.assign(day=f.day + (NOW - timedelta(days=50) - MOMENTS[-2])), "label window of 60 days has not ended"),
     (lambda f: f.head(0), "has no rows"),
 ]
 

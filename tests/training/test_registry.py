@@ -1,8 +1,12 @@
 """The registry: only "there is no such alias" means none, and a version's files are those that were registered."""
 
 import json
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,9 +19,11 @@ from sqlalchemy.engine import Engine
 
 from features.errors import InputError
 from features.files import sha256
+from features.mapping import Promotion
 from features.settings import Settings
-from tests.training.ready_made import MODEL, copy
+from tests.training.ready_made import MODEL, copy, frame, learn, places
 from training import tracking
+from training.promote import promote
 from training.registry import CHALLENGER, CHAMPION, Registry
 
 
@@ -140,3 +146,38 @@ def test_versions_beyond_a_page_are_seen(own: Path, monkeypatch: pytest.MonkeyPa
     source = registry.client.get_model_version(MODEL, "1")
     registry.client.create_model_version(MODEL, source.source, run_id=source.run_id)
     assert [version.version for version in registry.versions()] == [1, 2]
+
+
+@pytest.mark.slow  # starts MLflow's own server
+def test_a_registry_behind_a_server_registers_and_promotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, port = tmp_path / "home", free_port()
+    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "artifacts")]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_for(port)
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+            registry = registry_of(home)
+            assert registry.aliased(CHAMPION) is None
+            learn(home, frame(250))
+            assert registry.aliased(CHAMPION) is None
+            assert promote(MODEL, places(home), Settings(home=home), Promotion())["promoted"]
+            assert str(registry.aliased(CHAMPION).version) == "1"
+        finally:
+            server.terminate()
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as found:
+        return int(found.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    for _ in range(300):
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise TimeoutError(f"nothing answers at port {port}")
