@@ -54,6 +54,7 @@ def promote(model_name: str, places: Places, settings: Settings, floor: Promotio
     verdicts, against = _verdicts(registry, challenger, scorer, rival, data, floor)
     promoted = gates.passed(verdicts)
     told |= {"promoted": promoted, "against": against, "verdicts": [asdict(verdict) for verdict in verdicts]}
+    _still(registry, champion)
     journal.append(log, journal.JUDGED, _entry(model_name, challenger, champion, data, told))
     if promoted:
         registry.note(str(challenger.version), {"holdfast.promoted_against": against, GATES: "pass"})
@@ -65,6 +66,15 @@ def promote(model_name: str, places: Places, settings: Settings, floor: Promotio
         stays = f"champion v{champion.version} stays" if champion else "there is no champion"
         raise RefusedError(f"challenger v{challenger.version} ({told['model']}) refused, {stays}:\n  {reasons}", champion is not None)
     return told
+
+
+def _still(registry: Registry, champion: ModelVersion | None) -> None:
+    """Refuse a judgement against a champion that is none any more: a registry may be shared by several machines."""
+    now = registry.aliased(CHAMPION)
+    if (now and now.version) != (champion and champion.version):
+        here, there = (f"v{one.version}" if one else "none" for one in (champion, now))
+        problem = f"was moved while the challenger was judged ({here}, now {there}); nothing was changed"
+        raise InputError(f"models:/{registry.name}@champion", problem, "run `holdfast promote` again")
 
 
 def _verdicts(

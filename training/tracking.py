@@ -49,6 +49,8 @@ def answering(where: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of a file here, not of a server
+            raise
         code = getattr(error, "error_code", type(error).__name__)
         cause = " ".join(str(error).split("[SQL:")[0].split())[:200]
         problem = f"tracking server or registry gave no answer ({code}: {cause})"

@@ -47,6 +47,7 @@ class Trained:
     """None for a table that does not tell when the next order came."""
 
 
+@tracking.answering("MLflow")
 def train(
     model_name: str, places: Places, settings: Settings, config: TrainConfig, progress: Progress = lambda line: None
 ) -> dict[str, Any]:

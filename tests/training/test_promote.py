@@ -20,6 +20,7 @@ from tests.training.test_registry import locked, registry_of
 from training import journal
 from training.promote import JOURNAL, promote
 from training.registry import CHALLENGER, CHAMPION, TABLE, Registry
+from validation import gates
 from validation.external import accept
 
 
@@ -121,6 +122,24 @@ def test_a_champion_whose_files_cannot_be_read_blocks_with_the_way_out(reigning:
     ):
         promoted(home)
     assert champion(home) == ("3" if spoil == "foreign" else "1")
+
+
+def test_a_champion_that_changed_while_the_challenger_was_judged_stays(
+    reigning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = copy(reigning, tmp_path)
+    learn(home, frame(260))
+    judge = gates.promotion
+
+    def meanwhile(*given: object) -> object:
+        registry_of(home).client.delete_registered_model_alias(MODEL, CHAMPION)
+        return judge(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gates, "promotion", meanwhile)
+    with pytest.raises(InputError, match=r"was moved while the challenger was judged \(v1, now none\)"):
+        promoted(home)
+    assert champion(home) is None
+    assert len(log(home)) == 2
 
 
 def test_a_refused_challenger_is_not_promoted_while_the_registry_gives_no_answer(reigning: Path, tmp_path: Path) -> None:

@@ -62,6 +62,16 @@ def test_a_locked_registry_is_no_answer(own: Path) -> None:
     assert registry.aliased(CHAMPION) is None
 
 
+def test_training_without_an_answer_says_what_to_do_and_goes_on_later(own: Path, tmp_path: Path) -> None:
+    home = copy(own, tmp_path)
+    registry_of(home)
+    with locked(home / "mlflow.db"), pytest.raises(InputError, match="run the same command again"):
+        learn(home, frame(240))
+    assert len(registry_of(home).versions()) == 1
+    learn(home, frame(240))
+    assert len(registry_of(home).versions()) == 2
+
+
 def test_an_alias_of_a_deleted_version_is_no_answer(own: Path, tmp_path: Path) -> None:
     """MLflow answers with the code of a missing model."""
     home = copy(own, tmp_path)
