@@ -9,12 +9,14 @@ import typer
 
 from features.errors import InputError
 from features.files import locked, read_json
+from features.mapping import Promotion
 from features.options import SAMPLE, DatasetOption, dataset_of
 from features.settings import Settings
 from features.terminal import console, progress
 from training.config import ModelChoice, TrainConfig
 
-DEFAULT = TrainConfig()
+DEFAULT, FLOOR = TrainConfig(), Promotion()
+FLOOR_HELP = "of a table from elsewhere (a mapping file has [promotion])"
 
 
 def train(
@@ -91,12 +93,13 @@ def promote(
         str,
         typer.Option("--dataset", help="mapping file (TOML), 'sample', or the feature table (Parquet) that `holdfast train` learnt from"),
     ] = SAMPLE,
+    min_rows: Annotated[int, typer.Option(min=1, help=f"{FLOOR_HELP}: customers that a test needs")] = FLOOR.min_rows,
+    min_class: Annotated[int, typer.Option(min=1, help=f"{FLOOR_HELP}: of them churned, and as many not")] = FLOOR.min_class,
 ) -> None:
     """Make the challenger champion if it beats the champion (or all baselines) on the test snapshot; else exit 3."""
-    from features.mapping import Promotion
     from training.promote import promote as stage
 
-    settings, floor = Settings(), Promotion()
+    settings, floor = Settings(), Promotion(min_rows=min_rows, min_class=min_class)
     if not dataset.endswith(".parquet"):
         mapped = dataset_of(dataset)
         name, places, floor = mapped.model_name, _places(settings, mapped.name), mapped.promotion

@@ -82,7 +82,8 @@ def enough(test: Holdout) -> Verdict:
     found = f"{rows:,} test rows, {churned:,} churned and {rows - churned:,} not"
     if rows < floor.min_rows or min(churned, rows - churned) < floor.min_class:
         wanted = f"asked are {floor.min_rows:,} and {floor.min_class:,} of each class"
-        return Verdict("enough", "unknown", f"{found}; {wanted}: bring more customers, or set a floor of your own ([promotion])")
+        step = "bring more customers, or set a floor of your own ([promotion] in the mapping file; --min-rows and --min-class of a table)"
+        return Verdict("enough", "unknown", f"{found}; {wanted}: {step}")
     if rows < usual.min_rows or min(churned, rows - churned) < usual.min_class:
         meaning = "with so few, luck may decide between models that are close: look at the intervals"
         return Verdict("enough", "pass", f"{found}; fewer than the usual {usual.min_rows} and {usual.min_class} of each class: {meaning}")

@@ -28,7 +28,7 @@ Spoil = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def test_a_teams_own_table_is_tuned_blended_registered_and_promoted(tmp_path: Path) -> None:
-    given, file = frame(250), str(tmp_path / "own.parquet")
+    given, file = frame(), str(tmp_path / "own.parquet")
     given.to_parquet(file)
     done = cli(tmp_path / "home", "train", "--dataset", file, *OPTIONS, "--trials", "2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -37,7 +37,7 @@ def test_a_teams_own_table_is_tuned_blended_registered_and_promoted(tmp_path: Pa
     facts = json.loads(next((tmp_path / "home").rglob("training.json")).read_text())
     assert set(facts["test"]["models"]) == {"best_column", "lightgbm", "logistic", "blend"}
     assert facts["test"]["models"]["blend"]["auc"][0] > 0.8
-    done = cli(tmp_path / "home", "promote", "--dataset", file)
+    done = cli(tmp_path / "home", "promote", "--dataset", file, "--min-rows", "100")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "champion: version" in done.stdout
     tracking.connect(Settings(home=tmp_path / "home"))
