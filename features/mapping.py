@@ -101,6 +101,13 @@ class Contracts(_Part):
     severity: dict[str, Literal["block", "warn", "off"]] = Field({}, description='by rule, "*" allowed: "orders.*.range" = "warn"')
 
 
+class Promotion(_Part):
+    """How large a test must be to decide which model goes into force; a smaller one answers unknown, which blocks."""
+
+    min_rows: PositiveInt = Field(200, description="customers at the test snapshot")
+    min_class: PositiveInt = Field(30, description="of them churned, and as many not")
+
+
 class Dataset(_Part):
     """A parsed mapping file."""
 
@@ -115,6 +122,7 @@ class Dataset(_Part):
     segments: Segments = Segments()
     identity: Identity = Identity()
     contracts: Contracts = Contracts()
+    promotion: Promotion = Promotion()
     tables: dict[str, Table]
     file: Path = Field(exclude=True)
 
@@ -189,6 +197,7 @@ def _advice(error: ValidationError) -> str:
             "segments": Segments,
             "identity": Identity,
             "contracts": Contracts,
+            "promotion": Promotion,
             "tables": Table,
         }.get(str(parent[0]) if parent else "", Dataset)
         close = difflib.get_close_matches(key, model.model_fields, n=1)
@@ -233,6 +242,10 @@ lookback_days = 365           # leave out customers silent for longer; inf: ever
 # max_unmatched = 0.05        # share of a table's customers without any order
 # [contracts.severity]        # block, warn or off by rule; `holdfast validate` lists the rules
 # "tickets.*.freshness" = "off"
+
+# [promotion]                 # how large a test must be to decide which model goes into force
+# min_rows = 200              # customers at the test snapshot; with fewer, luck may decide
+# min_class = 30              # of them churned, and as many not
 
 # Each table: where it lies, and each canonical column as a source column or a DuckDB SQL expression.
 #   path = "orders/*.parquet"                      Parquet or CSV (with a header line), globs allowed, relative to this file

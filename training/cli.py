@@ -8,13 +8,15 @@ from typing import Annotated, Any, get_args
 import typer
 
 from features.errors import InputError
-from features.files import locked
+from features.files import locked, read_json
+from features.mapping import Promotion
 from features.options import SAMPLE, DatasetOption, dataset_of
 from features.settings import Settings
 from features.terminal import console, progress
 from training.config import ModelChoice, TrainConfig
 
-DEFAULT = TrainConfig()
+DEFAULT, FLOOR = TrainConfig(), Promotion()
+FLOOR_HELP = "of a table from elsewhere (a mapping file has [promotion])"
 
 
 def train(
@@ -72,20 +74,42 @@ def _accepted(settings: Settings, file: Path, columns: Any) -> tuple[str, Any]:
     """Name of the model and places of a table from elsewhere, checked and put in force."""
     from validation.external import accept
 
-    name = re.sub(r"[^a-z0-9_]", "_", file.stem.lower())
-    places = _places(settings, f"table_{name}")
+    model_name, places = _of_table(settings, file)
     manifest = accept(file, columns, places)
     progress(f"{file.name}: {len(manifest.names)} features at {len(manifest.snapshots)} labelled snapshots, test {manifest.test:%Y-%m-%d}")
-    return f"holdfast-churn-{name}", places
+    if left_out := read_json(places.contract("features"))["left_out"]:
+        progress(f"no features, as they are no numbers: {', '.join(left_out)}")
+    return model_name, places
 
 
-def promote(dataset: DatasetOption = SAMPLE) -> None:
+def _of_table(settings: Settings, file: Path) -> tuple[str, Any]:
+    """Name of the model and places of a table from elsewhere: both from the file's name."""
+    name = re.sub(r"[^a-z0-9_]", "_", file.stem.lower())
+    return f"holdfast-churn-{name}", _places(settings, f"table_{name}")
+
+
+def promote(
+    dataset: Annotated[
+        str,
+        typer.Option("--dataset", help="mapping file (TOML), 'sample', or the feature table (Parquet) that `holdfast train` learnt from"),
+    ] = SAMPLE,
+    min_rows: Annotated[int, typer.Option(min=1, help=f"{FLOOR_HELP}: customers that a test needs")] = FLOOR.min_rows,
+    min_class: Annotated[int, typer.Option(min=1, help=f"{FLOOR_HELP}: of them churned, and as many not")] = FLOOR.min_class,
+) -> None:
     """Make the challenger champion if it beats the champion (or all baselines) on the test snapshot; else exit 3."""
     from training.promote import promote as stage
 
-    settings, mapped = Settings(), dataset_of(dataset)
+    settings, floor = Settings(), Promotion(min_rows=min_rows, min_class=min_class)
+    if not dataset.endswith(".parquet"):
+        mapped = dataset_of(dataset)
+        name, places, floor = mapped.model_name, _places(settings, mapped.name), mapped.promotion
     with locked(settings.home):
-        told = stage(mapped, _places(settings, mapped.name), settings)
+        if dataset.endswith(".parquet"):
+            from validation.external import in_force
+
+            name, places = _of_table(settings, Path(dataset))
+            in_force(Path(dataset), places)
+        told = stage(name, places, settings, floor)
     progress(f"champion: version {told['challenger']} ({told['model']}), judged against {told['against']}")
 
 

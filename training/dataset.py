@@ -9,11 +9,17 @@ from typing import Self
 import numpy as np
 
 from features import table
+from features.errors import InputError
 from features.files import sha256
 from features.snapshots import Split
 from features.table import Manifest
 from training.models.base import Rows
 from training.models.level import NEEDS, Demand
+
+
+def split_of(manifest: Manifest) -> Split | None:
+    """Roles of the snapshots of a training table; None for a table without labels."""
+    return Split(timedelta(days=manifest.horizon_days), manifest.snapshots, manifest.test) if manifest.test else None
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,13 @@ class TrainingData:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a validated feature table."""
+        """Read a validated feature table. Raises InputError where it has no labelled snapshots."""
         manifest = table.read_manifest(path)
-        assert manifest.test is not None
-        split = Split(timedelta(days=manifest.horizon_days), manifest.snapshots, manifest.test)
+        split = split_of(manifest)
+        if split is None:
+            raise InputError(
+                str(path), "has no labelled snapshots: it is a table of one day", "run `holdfast features` for the training table"
+            )
         unlabelled = [manifest.latest] if manifest.latest and manifest.latest not in manifest.snapshots else []
         rows, latest = (Rows.of(table.read(path, some), manifest.names, manifest.channels) for some in (manifest.snapshots, unlabelled))
         return cls(manifest, split, rows, latest, sha256(path), path)

@@ -17,6 +17,7 @@ from training.models.base import Candidate, Floats, Model, Rows, level_shift, lo
 from training.models.bgnbd import BgNbd
 from training.models.blend import Blend, mixed, stack
 from training.models.calibration import Calibration
+from training.models.column import BestColumn
 from training.models.level import Demand, Level, forecast
 from training.models.logistic import Logistic
 from training.models.recency import Recency
@@ -30,6 +31,7 @@ LASTING = 0.2
 """Share of the level shift of the last calibration snapshot that is taken to last where no season is known: .25^2 / (.25^2 + .5^2), the
 standard deviations of what lasts and what passes of it (notebooks/LOG.md, 2026-11-21)."""
 Progress = Callable[[str], None]
+Baseline = type[Recency] | type[Logistic] | type[BgNbd] | type[BestColumn]
 Fit = Callable[[Rows], Model]
 TrialTold = Callable[[str, int, FrozenTrial], None]
 
@@ -138,13 +140,12 @@ def fitted(
 
 
 def baselines(data: TrainingData) -> dict[str, Fitted]:
-    """Recency, RFM and BG/NBD, as far as the table has the columns they read."""
-    if not set(data.manifest.names) >= NEEDED_BY_BASELINES:
-        return {}
-    return {kind.name: baseline(kind, data) for kind in BASELINES}
+    """Recency, RFM and BG/NBD; of a table without the columns they read, the best of its columns."""
+    kinds: tuple[Baseline, ...] = BASELINES if set(data.manifest.names) >= NEEDED_BY_BASELINES else (BestColumn,)
+    return {kind.name: baseline(kind, data) for kind in kinds}
 
 
-def baseline(kind: type[Recency] | type[Logistic] | type[BgNbd], data: TrainingData) -> Fitted:
+def baseline(kind: Baseline, data: TrainingData) -> Fitted:
     """One baseline, calibrated as every model is."""
     return calibrated(out_of_time(partial(kind.fit, horizon_days=data.manifest.horizon_days), data), data, data.demand())
 

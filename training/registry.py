@@ -14,11 +14,17 @@ from mlflow.exceptions import MlflowException
 from features.errors import InputError
 from features.table import KEYS
 from training.models.base import Rows
-from training.models.scorer import Scorer, verify
+from training.models.scorer import DIGESTS, Scorer, verify
+from training.tracking import answering
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 DIGEST, MODEL, DATASET, RUN = "holdfast.digest", "holdfast.model", "holdfast.dataset", "holdfast.run"
+TABLE = "holdfast.table"
+"""Tag with the SHA-256 of the feature table that a version learnt from and was tested on."""
+GATES = "holdfast.gates"
+"""Tag that says `pass` of a version that passed every gate; packaging asks for it."""
 EXAMPLE_ROWS = 3
+PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -34,57 +40,92 @@ class Registry:
         Raises InputError when the stored copy does not verify (a registry takes any source unseen).
         """
         digest = verify(folder)
+        given = {DIGEST: digest, MODEL: scorer.model.name, DATASET: scorer.manifest.dataset, RUN: run_id, **tags}
         for version in self.versions():
             if version.tags.get(DIGEST) == digest and version.run_id == run_id:
+                self.note(str(version.version), {key: value for key, value in given.items() if key not in version.tags})
                 return version
-        info = _log_pyfunc(scorer, folder, run_id, example)
+        with answering(self._where()):
+            info = _log_pyfunc(scorer, folder, run_id, example)
         if info.signature is None:
             raise InputError(
                 "registry", "MLflow stored the model without a signature", "check the feature table for nullable integer columns"
             )
-        self._ensure()
-        given = {DIGEST: digest, MODEL: scorer.model.name, DATASET: scorer.manifest.dataset, RUN: run_id, **tags}
-        version = self.client.create_model_version(self.name, info.model_uri, run_id=run_id, tags=given)
+        with answering(self._where()):
+            self._ensure()
+            version = self.client.create_model_version(self.name, info.model_uri, run_id=run_id, tags=given, model_id=info.model_id)
         self.load(str(version.version))
         return version
 
     def load(self, version: str) -> Scorer:
-        """The scorer of a version, every digest verified."""
+        """The scorer of a version: its files are those that were registered, to the last bit, and no others.
+
+        Raises InputError when they are not.
+        """
         from tempfile import TemporaryDirectory
 
-        with TemporaryDirectory() as folder:
-            return Scorer.load(self.download(version, Path(folder)))
+        with answering(self._where(version)):
+            registered = self.client.get_model_version(self.name, version).tags.get(DIGEST)
+        with TemporaryDirectory() as temporary:
+            folder = self.download(version, Path(temporary))
+            if verify(folder) != registered:
+                problem = f"its files do not have the registered digest (tag {DIGEST})"
+                raise InputError(self._where(version), problem, "train again: `holdfast train`")
+            return Scorer.load(folder)
 
     def download(self, version: str, into: Path) -> Path:
         """Copy a version's files into a folder; returns the folder that holds the scorer."""
         import mlflow
 
-        root = Path(mlflow.artifacts.download_artifacts(f"models:/{self.name}/{version}", dst_path=str(into)))
-        found = sorted(root.rglob("digests.json"))
-        if not found:
-            raise InputError(f"models:/{self.name}/{version}", "holds no saved model", "train again: `holdfast train`")
+        with answering(self._where(version)):
+            root = Path(mlflow.artifacts.download_artifacts(self._where(version), dst_path=str(into)))
+        found = sorted(root.rglob(DIGESTS))
+        if len(found) != 1:
+            raise InputError(self._where(version), f"holds {len(found)} saved models, not one", "train again: `holdfast train`")
         return found[0].parent
 
     def versions(self) -> list[ModelVersion]:
         """All versions, oldest first."""
-        found = self.client.search_model_versions(f"name = '{self.name}'", max_results=1000)
+        found: list[ModelVersion] = []
+        token: str | None = None
+        with answering(self._where()):
+            while token != "":
+                page = self.client.search_model_versions(f"name = '{self.name}'", max_results=PAGE, page_token=token)
+                found += page
+                token = page.token or ""
         return sorted(found, key=lambda version: int(version.version))
 
     def aliased(self, alias: str) -> ModelVersion | None:
-        """The version that an alias names, if any."""
-        try:
-            return self.client.get_model_version_by_alias(self.name, alias)
-        except MlflowException:
-            return None
+        """The version that an alias names; None only where the registry says that there is no such model or alias.
+
+        MLflow tells a missing alias, an alias whose version is gone and a broken store by the same exception, two of them even by the
+        same code. So the model is asked for, which answers with its aliases. Raises InputError for everything else.
+        """
+        with answering(self._where(alias=alias)):
+            try:
+                model = self.client.get_registered_model(self.name)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+            if model.name != self.name:
+                raise MlflowException(f"asked for {self.name}, it answered with {model.name!r}")
+            version = model.aliases.get(alias)
+            return None if version is None else self.client.get_model_version(self.name, str(version))
 
     def point(self, alias: str, version: str) -> None:
         """Move an alias."""
-        self.client.set_registered_model_alias(self.name, alias, version)
+        with answering(self._where(alias=alias)):
+            self.client.set_registered_model_alias(self.name, alias, version)
 
     def note(self, version: str, tags: dict[str, Any]) -> None:
         """Tag a version."""
-        for key, value in tags.items():
-            self.client.set_model_version_tag(self.name, version, key, str(value))
+        with answering(self._where(version)):
+            for key, value in tags.items():
+                self.client.set_model_version_tag(self.name, version, key, str(value))
+
+    def _where(self, version: str = "", alias: str = "") -> str:
+        return f"models:/{self.name}" + (f"/{version}" if version else f"@{alias}" if alias else "")
 
     def _ensure(self) -> None:
         try:
@@ -96,13 +137,14 @@ class Registry:
 
 def _log_pyfunc(scorer: Scorer, folder: Path, run_id: str, example: Rows) -> Any:
     import mlflow
-    from mlflow.types.schema import ColSpec, Schema
+    from mlflow.types.schema import AnyType, ColSpec, Schema
 
     from training.models.pyfunc import Predictor
 
     frame = _frame(scorer, example)
     signature = mlflow.models.infer_signature(frame, Predictor(scorer).predict(frame))
-    columns = [ColSpec(one.type, one.name, required=one.name != KEYS[1]) for one in signature.inputs.inputs]
+    given = scorer.manifest.columns  # of any numeric type, and MLflow would not make int64 or bool a double: `Predictor` does
+    columns = [ColSpec(AnyType() if given else one.type, one.name, required=one.name != KEYS[1]) for one in signature.inputs.inputs]
     signature.inputs = Schema(columns)  # without a snapshot the latest level is taken
     with mlflow.start_run(run_id=run_id):
         return mlflow.pyfunc.log_model(

@@ -22,7 +22,7 @@ from training.models.base import Floats, Rows
 from training.models.scorer import Scorer, verify
 from training.models.timing import Timing
 from training.plots import draw
-from training.registry import CHALLENGER, Registry
+from training.registry import CHALLENGER, DIGEST, TABLE, Registry
 from validation.metrics import estimated, log_loss
 from validation.stages import Places
 
@@ -47,6 +47,7 @@ class Trained:
     """None for a table that does not tell when the next order came."""
 
 
+@tracking.answering("MLflow")
 def train(
     model_name: str, places: Places, settings: Settings, config: TrainConfig, progress: Progress = lambda line: None
 ) -> dict[str, Any]:
@@ -60,7 +61,8 @@ def train(
     fingerprint = config.fingerprint(data.fingerprint)
     client = tracking.connect(settings)
     registry = Registry(client, model_name)
-    if (finished := _finished(places, fingerprint, registry)) is not None:
+    if (finished := _finished(places, fingerprint, data, registry)) is not None:
+        _point(registry, finished)
         progress(f"nothing new to learn: run {fingerprint} is registered already")
         return finished
     experiment = tracking.experiment_id(client, settings)
@@ -85,9 +87,16 @@ def train(
         facts["versions"][name] = logged.record(registry, run_of(name), scorer, trained.models[name])
     for name in runs.keys() - trained.scorers.keys():
         runs[name].finish()
-    registry.point(CHALLENGER, facts["versions"][facts["challenger"]]["version"])
+    _point(registry, facts)
     write_json(places.folder / "training.json", facts)
     return facts
+
+
+def _point(registry: Registry, facts: dict[str, Any]) -> None:
+    """Name the challenger, unless it is named already."""
+    version, named = facts["versions"][facts["challenger"]]["version"], registry.aliased(CHALLENGER)
+    if named is None or str(named.version) != version:
+        registry.point(CHALLENGER, version)
 
 
 def storage_of(places: Places, settings: Settings) -> str:
@@ -107,12 +116,13 @@ def _both_classes(data: TrainingData) -> None:
             )
 
 
-def _finished(places: Places, fingerprint: str, registry: Registry) -> dict[str, Any] | None:
+def _finished(places: Places, fingerprint: str, data: TrainingData, registry: Registry) -> dict[str, Any] | None:
     file = places.folder / "training.json"
     if not file.exists() or not (places.folder / "test_predictions.parquet").exists():
         return None
     facts: dict[str, Any] = read_json(file)
-    known = {(str(version.version), version.tags.get("holdfast.digest")) for version in registry.versions()}
+    trained = [version for version in registry.versions() if version.tags.get(TABLE) == data.fingerprint]
+    known = {(str(version.version), version.tags.get(DIGEST)) for version in trained}
     there = all((v["version"], v["digest"]) in known for v in facts["versions"].values())
     return facts if facts["fingerprint"] == fingerprint and there else None
 
@@ -162,7 +172,7 @@ def _facts(data: TrainingData, config: TrainConfig, fingerprint: str, trained: T
 
 
 def _write_predictions(places: Places, test: Rows, probabilities: Mapping[str, Floats]) -> None:
-    """Label and probabilities of the test rows in the table's order, without ids: what promotion compares."""
+    """Label and probabilities of the test rows in the table's order, without ids: beside the run in MLflow."""
     with replacing(places.folder / "test_predictions.parquet") as temporary:
         pq.write_table(pa.table({"y": test.y, **probabilities}), temporary)
 
@@ -207,7 +217,8 @@ class _Logged:
         for docs in map(self.places.data_docs, ("sources", "features")):
             if docs.exists():
                 run.artifact(docs, f"data_docs/{docs.name}")
-        tags = {"holdfast.fingerprint": self.facts["fingerprint"], "holdfast.estimated": str(self.facts["details"][name]["estimated"])}
+        estimated = str(self.facts["details"][name]["estimated"])
+        tags = {"holdfast.fingerprint": self.facts["fingerprint"], "holdfast.estimated": estimated, TABLE: self.data.fingerprint}
         version = registry.register(scorer, folder, run.id, self.data.at([self.data.split.test]), tags)
         run.finish()
         return {"version": str(version.version), "digest": verify(folder), "run_id": run.id}

@@ -3,13 +3,15 @@
 The home of every rule that a challenger must meet before it may become champion.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 import numpy as np
 
-from validation.metrics import Floats, auc, difference, log_loss
+from features.mapping import Promotion
+from validation.metrics import Floats, auc, difference, log_loss, with_intervals
 
 Outcome = Literal["pass", "fail", "unknown"]
 
@@ -23,15 +25,36 @@ class Verdict:
     reason: str
 
 
-def promotion(y: Floats, challenger: Floats, rivals: Mapping[str, Floats], draws: int, seed: int) -> list[Verdict]:
-    """Verdicts on a challenger's test probabilities against each rival's, all on the same rows."""
-    verdicts = [sound(y, challenger)]
-    if verdicts[0].outcome != "pass":
+@dataclass(frozen=True)
+class Holdout:
+    """The test that all are judged on: labels (n,) of one snapshot, how many are enough, and the bootstrap."""
+
+    y: Floats
+    snapshot: datetime
+    floor: Promotion
+    draws: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's test probabilities (n,), and the end of the last label window that it learnt from."""
+
+    name: str
+    p: Floats
+    learnt_until: datetime | None
+
+
+def promotion(test: Holdout, challenger: Judged, rivals: Sequence[Judged]) -> list[Verdict]:
+    """Verdicts on a challenger against each rival, all on the same rows."""
+    verdicts = [sound(test, challenger)]
+    if not passed(verdicts) or not passed(verdicts := [*verdicts, enough(test)]):
         return verdicts
+    verdicts += [unseen(test, [challenger, *rivals]), informative(test, challenger)]
     if not rivals:
         return [*verdicts, Verdict("rivals", "unknown", "there is nothing to compare with")]
-    for name, p in rivals.items():
-        verdicts += [better_log_loss(y, challenger, name, p, draws, seed), no_worse_auc(y, challenger, name, p, draws, seed)]
+    for rival in rivals:
+        verdicts += [better_log_loss(test, challenger, rival), no_worse_auc(test, challenger, rival)]
     return verdicts
 
 
@@ -40,10 +63,11 @@ def passed(verdicts: list[Verdict]) -> bool:
     return bool(verdicts) and all(verdict.outcome == "pass" for verdict in verdicts)
 
 
-def sound(y: Floats, p: Floats) -> Verdict:
-    """Probabilities are finite, within [0, 1] and not constant; the test has both classes."""
-    if not y.size or len(np.unique(y)) < 2:
-        return Verdict("sound", "unknown", f"the test snapshot has {y.size} rows and {len(np.unique(y))} class(es)")
+def sound(test: Holdout, one: Judged) -> Verdict:
+    """Probabilities are finite, within [0, 1] and not constant; labels are known."""
+    y, p = test.y, one.p
+    if not y.size or not np.isin(y, (0, 1)).all():
+        return Verdict("sound", "unknown", f"the test snapshot has {y.size:,} rows, {int((~np.isin(y, (0, 1))).sum()):,} without a label")
     if p.shape != y.shape or not np.isfinite(p).all() or p.min() < 0 or p.max() > 1:
         return Verdict("sound", "fail", "a probability is missing, not finite or outside [0, 1]")
     if p.min() == p.max():
@@ -51,15 +75,56 @@ def sound(y: Floats, p: Floats) -> Verdict:
     return Verdict("sound", "pass", f"{y.size:,} probabilities, all within [0, 1]")
 
 
-def better_log_loss(y: Floats, p: Floats, name: str, rival: Floats, draws: int, seed: int) -> Verdict:
+def enough(test: Holdout) -> Verdict:
+    """The test has enough rows, and enough of each class, for a difference to be more than luck."""
+    rows, churned = test.y.size, int(test.y.sum())
+    floor, usual = test.floor, Promotion()
+    found = f"{rows:,} test rows, {churned:,} churned and {rows - churned:,} not"
+    if rows < floor.min_rows or min(churned, rows - churned) < floor.min_class:
+        wanted = f"asked are {floor.min_rows:,} and {floor.min_class:,} of each class"
+        step = "bring more customers, or set a floor of your own ([promotion] in the mapping file; --min-rows and --min-class of a table)"
+        return Verdict("enough", "unknown", f"{found}; {wanted}: {step}")
+    if rows < usual.min_rows or min(churned, rows - churned) < usual.min_class:
+        meaning = "with so few, luck may decide between models that are close: look at the intervals"
+        return Verdict("enough", "pass", f"{found}; fewer than the usual {usual.min_rows} and {usual.min_class} of each class: {meaning}")
+    return Verdict("enough", "pass", found)
+
+
+def unseen(test: Holdout, models: Sequence[Judged]) -> Verdict:
+    """All label windows that any of the models learnt from have ended when the test snapshot begins."""
+    begins = f"the test begins at {test.snapshot:%Y-%m-%d}"
+    for one in models:
+        if one.learnt_until is None:
+            return Verdict("unseen", "unknown", f"{one.name} does not tell which snapshots it learnt from: train again")
+        if one.learnt_until > test.snapshot:
+            learnt = f"{one.name} learnt from labels up to {one.learnt_until:%Y-%m-%d}"
+            return Verdict("unseen", "unknown", f"{learnt}, {begins}: test on a later snapshot")
+    last = max(one.learnt_until for one in models if one.learnt_until)
+    return Verdict("unseen", "pass", f"no model learnt from a label window that ends after {last:%Y-%m-%d}, {begins}")
+
+
+def informative(test: Holdout, one: Judged) -> Verdict:
+    """The AUC lies above that of a coin, with its whole interval."""
+    value, low, high = with_intervals(test.y, one.p, test.draws, test.seed, {"auc": auc})["auc"]
+    found = f"AUC {value:.4f} [{low:.4f}, {high:.4f}]"
+    if value <= 0.5:
+        return Verdict("auc>0.5", "fail", f"{found} is not above 0.5")
+    if not low > 0.5:
+        return Verdict("auc>0.5", "unknown", f"{found}: the interval does not lie above 0.5; bring more customers, or features that tell")
+    return Verdict("auc>0.5", "pass", f"{found} lies above 0.5")
+
+
+def better_log_loss(test: Holdout, one: Judged, rival: Judged) -> Verdict:
     """The challenger's log loss is lower than the rival's."""
-    value, low, high = difference(log_loss, y, p, rival, draws, seed)
-    found = f"log loss {log_loss(y, p):.4f} against {log_loss(y, rival):.4f} of {name}: {value:+.4f} [{low:+.4f}, {high:+.4f}]"
-    return Verdict(f"log_loss<{name}", "pass" if value < 0 else "fail", found)
+    value, low, high = difference(log_loss, test.y, one.p, rival.p, test.draws, test.seed)
+    ours, theirs = log_loss(test.y, one.p), log_loss(test.y, rival.p)
+    found = f"log loss {ours:.4f} against {theirs:.4f} of {rival.name}: {value:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return Verdict(f"log_loss<{rival.name}", "pass" if value < 0 else "fail", found)
 
 
-def no_worse_auc(y: Floats, p: Floats, name: str, rival: Floats, draws: int, seed: int) -> Verdict:
+def no_worse_auc(test: Holdout, one: Judged, rival: Judged) -> Verdict:
     """The challenger's AUC is not lower than the rival's outside the interval."""
-    value, low, high = difference(auc, y, p, rival, draws, seed)
-    found = f"AUC {auc(y, p):.4f} against {auc(y, rival):.4f} of {name}: {value:+.4f} [{low:+.4f}, {high:+.4f}]"
-    return Verdict(f"auc>={name}", "pass" if high >= 0 else "fail", found)
+    value, low, high = difference(auc, test.y, one.p, rival.p, test.draws, test.seed)
+    ours, theirs = auc(test.y, one.p), auc(test.y, rival.p)
+    found = f"AUC {ours:.4f} against {theirs:.4f} of {rival.name}: {value:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return Verdict(f"auc>={rival.name}", "pass" if high >= 0 else "fail", found)

@@ -18,15 +18,18 @@ class Predictor:
         self.scorer = scorer
 
     def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Floats:
-        """Churn probability of each row, shape (n,)."""
+        """Churn probability of each row, shape (n,); features may be of any numeric type, with nulls."""
+        import pandas as pd
+
         manifest = self.scorer.manifest
-        columns = {name: pa.array(frame[name].to_numpy(dtype=np.float64)) for name in manifest.names}
+        columns = {name: pa.array(frame[name].to_numpy(dtype=np.float64, na_value=np.nan)) for name in manifest.names}
         kinds = (pa.int32(), pa.float32(), pa.int8(), pa.float32())
         for name, kind in zip((*WEEKLY, *EVENTS), kinds, strict=True) if manifest.channels else ():
             lists = [list(row) for row in frame[name]] if name in frame else [[] for _ in range(len(frame))]
             columns[name] = pa.array(lists, pa.list_(kind))
         if KEYS[1] in frame:
-            columns[KEYS[1]] = pa.array(frame[KEYS[1]].to_numpy(dtype="datetime64[us]"))
+            moments = pd.to_datetime(frame[KEYS[1]], utc=True, format="ISO8601")  # as `validation.reading`
+            columns[KEYS[1]] = pa.array(moments.dt.tz_localize(None).to_numpy(dtype="datetime64[us]"))
         return self.scorer.predict(Rows.of(pa.table(columns), manifest.names, manifest.channels))
 
 

@@ -90,7 +90,10 @@ class Scorer:
 
 
 def verify(folder: Path) -> str:
-    """Check every file against its recorded SHA-256; return the digest of the whole folder."""
+    """Check every file against its recorded SHA-256; return the digest of the whole folder.
+
+    Raises InputError when a file is missing, altered, or was not saved with the model.
+    """
     fix = "restore it from the registry, or train and package again"
     if not (folder / DIGESTS).is_file():
         raise InputError(str(folder), f"holds no {DIGESTS}: not a saved model", fix)
@@ -101,4 +104,7 @@ def verify(folder: Path) -> str:
             raise InputError(str(file), "is missing", fix)
         if sha256(file) != expected:
             raise InputError(str(file), "does not have the recorded SHA-256 digest", fix)
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*")}
+    if extra := sorted(there - {*digests, DIGESTS}):
+        raise InputError(str(folder / extra[0]), "was not saved with the model", fix)
     return sha256_json(digests)
