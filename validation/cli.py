@@ -1,8 +1,8 @@
 """Commands `validate` and `features`, with `features list`, `features touchpoints` and `features profile`."""
 
-import json
 from collections.abc import Sequence
 from datetime import date, datetime
+from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo
 
@@ -22,9 +22,7 @@ features_app = typer.Typer(help="Build the feature table; `list` shows every fea
 
 def validate(
     dataset: DatasetOption = SAMPLE,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print what was found as JSON: rows, reading, warnings; also when it fails")
-    ] = False,
+    json: Annotated[bool, typer.Option(help="print what was found as JSON: rows, reading, warnings; also when it fails")] = False,
 ) -> None:
     """Load the sources of a data set and check their contract (exit code 2 when it is broken).
 
@@ -41,13 +39,13 @@ def validate(
         try:
             report = stage(mapped, places)
         except InputError as error:
-            if as_json:
-                print(json.dumps({"passed": False, "where": error.where, "problem": error.problem, "fix": error.fix}, indent=2))
+            if json:
+                print(dumps({"passed": False, "where": error.where, "problem": error.problem, "fix": error.fix}, indent=2))
             raise
     facts = read_json(places.contract("sources"))
-    if as_json:
+    if json:
         found = {"passed": True, "rules": len(report.findings), "rows": facts["rows"], "reading": facts["reading"]}
-        print(json.dumps(found | {"warnings": _plain(report.warnings)}, indent=2))
+        print(dumps(found | {"warnings": _plain(report.warnings)}, indent=2))
         return
     counted = ", ".join(f"{count:,} {name}" for name, count in facts["rows"].items())
     progress(f"contract holds: {len(report.findings)} rules on {counted}")
