@@ -35,7 +35,8 @@ def validate(
     settings, mapped = Settings(), dataset_of(dataset)
     places = Places.of(settings, mapped)
     with locked(settings.home):
-        progress(f"validating the sources of {mapped.name}" + (" (synthetic data)" if mapped.synthetic else ""))
+        if not json:
+            progress(f"validating the sources of {mapped.name}" + (" (synthetic data)" if mapped.synthetic else ""))
         try:
             report = stage(mapped, places)
         except InputError as error:

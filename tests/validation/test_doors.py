@@ -1,5 +1,6 @@
 """Untidy files of the kinds that people report: read right, or told, or refused with the line and the next step; never wrong without a word."""
 
+import json
 import math
 import random
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from features.settings import Settings
 from features.snapshots import Orders, schedule
 from features.store import Store
 from tests.features.ways import COLUMNS, ROWS, Row, Written, arrow, iso, rendered, texts
-from validation import rules, stages
+from validation import cli, rules, stages
 from validation.rules import Rule
 from validation.stages import Places
 
@@ -474,3 +475,17 @@ def test_times_are_told_in_utc_on_the_disk(tmp_path: Path) -> None:
     store = loaded(csv_of(tmp_path, texts(ROWS)), tmp_path)
     part = pq.read_table(tmp_path / "parts" / store.parts["orders"][0])
     assert {iso(moment.replace(tzinfo=UTC)) for moment in part["ordered_at"].to_pylist()} == {iso(row["ordered_at"]) for row in ROWS}
+
+
+def test_validate_tells_what_it_found_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "Bob's home"))
+    file = csv_of(tmp_path, [{**row, "customer_id": f" {row['customer_id']}"} for row in texts(ROWS)]).mapping(tmp_path)
+    cli.validate(dataset=str(file), json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] is True
+    assert found["rows"] == {"orders": len(ROWS)}
+    assert list(found["reading"].values()) == [len(ROWS)]
+    (tmp_path / "orders.csv").write_text("")
+    with pytest.raises(InputError):
+        cli.validate(dataset=str(file), json=True)
+    assert json.loads(capsys.readouterr().out)["problem"] == "is empty"
