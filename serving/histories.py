@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
+from operator import itemgetter
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -115,14 +116,15 @@ def read(name: str, rows: bytes) -> pa.Table:
 
 def table(name: str, rows: Sequence[Plain]) -> pa.Table:
     """A canonical table of plain rows; columns that are not there get their defaults."""
-    return pa.table({column.name: _column(SOURCES[name], column, rows) for column in SOURCES[name].columns})
+    there = set().union(*rows)
+    return pa.table({column.name: _column(SOURCES[name], column, rows, there) for column in SOURCES[name].columns})
 
 
-def _column(source: Source, column: Any, rows: Sequence[Plain]) -> pa.Array:
-    values = [row.get(column.name) for row in rows]
+def _column(source: Source, column: Any, rows: Sequence[Plain], there: set[str]) -> pa.Array:
+    values = _values(column, rows, there)
     if column.default in _names(source):  # an arrival not given: known at once
         values = [row.get(column.default) if value is None else value for row, value in zip(rows, values, strict=True)]
-    elif column.default != "NULL":
+    elif column.default != "NULL" and column.name in there:
         values = [_DEFAULTS[column.default] if value is None else value for value in values]
     if column.type == EXACT:
         return _exact(values)
@@ -130,6 +132,13 @@ def _column(source: Source, column: Any, rows: Sequence[Plain]) -> pa.Array:
     return (
         made if column.name not in _texts(source.name) or column.name == "order_id" else _canonical(made, _texts(source.name)[column.name])
     )
+
+
+def _values(column: Any, rows: Sequence[Plain], there: set[str]) -> list[Any]:
+    """A column of rows; where no row has it, its default without a look at each."""
+    if column.name not in there:
+        return [_DEFAULTS.get(column.default)] * len(rows)
+    return list(map(itemgetter(column.name), rows)) if column.required else [row.get(column.name) for row in rows]
 
 
 def _canonical(texts: pa.Array, read: Callable[[str], str | None]) -> pa.Array:
