@@ -42,6 +42,8 @@ AT_ONCE, MOST_WAITING = 8, 160
 LARGE_AT_ONCE, LARGE_WAITING = 2, 32
 POLL_SECONDS, DUE_SECONDS, GAUGE_SECONDS, FOLLOWER_SECONDS, ADOPT_SECONDS = 0.25, 0.2, 5.0, 5.0, 1.0
 ERASERS_SECONDS = 2.0
+SWITCH_SECONDS = 0.001
+"""A thread at work gives way after so long: an opt-out goes through three, each of which would wait for those that read events."""
 DRAIN_SECONDS = 1.5
 """From SIGTERM on readiness is down while requests are still taken, so that a balancer can turn away first."""
 LARGE_READ = 8
@@ -102,6 +104,7 @@ class Api:
         self._on_signal()
         gc.collect()
         gc.freeze()
+        sys.setswitchinterval(SWITCH_SECONDS)
         self.ready = True
         try:
             yield
@@ -202,7 +205,8 @@ class Api:
             try:
                 yield await asyncio.to_thread(bodies.parsed, model, body), len(body)
             finally:
-                await asyncio.to_thread(_LIBC.malloc_trim, 0)  # what large bodies took goes back to the system
+                if len(body) > SINGLE_BYTES:
+                    await asyncio.to_thread(_LIBC.malloc_trim, 0)  # what large bodies took goes back to the system
 
     async def score(self, request: Request) -> Response:
         """``POST /v1/score``."""
