@@ -36,7 +36,7 @@ from serving.online import UNITS, OnlineStore, StoreBusy
 from serving.score import warm_file
 from serving.work import Every, Gate
 
-SMALL_BYTES = 64 * 1024
+SMALL_BYTES, TRIMMED_BYTES = 64 * 1024, 256 * 1024
 AT_ONCE, MOST_WAITING = 8, 160
 """Small requests at work together (most in turn, in the event loop; raw histories in a thread), and those that may wait."""
 LARGE_AT_ONCE, LARGE_WAITING = 2, 32
@@ -205,7 +205,7 @@ class Api:
             try:
                 yield await asyncio.to_thread(bodies.parsed, model, body), len(body)
             finally:
-                if len(body) > SINGLE_BYTES:
+                if len(body) > TRIMMED_BYTES:
                     await asyncio.to_thread(_LIBC.malloc_trim, 0)  # what large bodies took goes back to the system
 
     async def score(self, request: Request) -> Response:
