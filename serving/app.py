@@ -449,8 +449,9 @@ def _single(items: Any, size: int) -> None:
 
 
 def _number(request: Request, name: str, default: int, largest: int) -> int:
-    text = request.query_params.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= largest):
+    told = request.query_params.getlist(name)
+    text = told[0] if told else str(default)
+    if not (len(told) < 2 and text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= largest):
         raise Refusal(
             422, "Invalid request", f"{name} must be a whole number up to {largest}", [{"field": name, "rule": f"0 to {largest}"}]
         )

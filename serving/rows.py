@@ -38,6 +38,8 @@ Moment = Annotated[datetime, _Written]
 _TYPED: Any = TypedDict
 LARGEST = 1e12
 """Largest amount or quantity; four decimals count."""
+HALF_STEP = 0.00005
+"""What is not more above 0 than this is 0 once it is kept, as in a file."""
 
 
 def _unique_orders(orders: Any) -> Any:
@@ -59,7 +61,9 @@ def _field(column: Column) -> Any:
     if column.choices:
         kind = Literal[column.choices]
     if column.type == EXACT:
-        given |= {"gt" if column.above else "ge": column.low} if column.low is not None else {"ge": -LARGEST}
+        given |= (
+            {"gt": (column.low or 0.0) + HALF_STEP} if column.above else {"ge": column.low} if column.low is not None else {"ge": -LARGEST}
+        )
         given |= {"le": LARGEST if column.high is None else column.high}
     return Annotated[kind, Field(**given)] if column.required else NotRequired[Annotated[kind | None, Field(**given)]]
 

@@ -165,6 +165,16 @@ def test_what_is_not_gzip_is_refused(served: Served, body: bytes, coding: str, s
     assert status != 415 or answer.headers["accept-encoding"] == "gzip"
 
 
+def test_a_quantity_that_is_kept_as_nothing_is_refused(served: Served) -> None:
+    lines = [{"quantity": 0.00004, "amount": 5.0}]
+    assert told(score(served, ORDER | {"lines": lines}))[0][0] == "customers.0.orders.0.lines.0.quantity"
+    assert score(served, ORDER | {"lines": [{"quantity": 0.0001, "amount": 5.0}]}).status_code == 200
+
+
+def test_a_number_told_twice_in_the_query_is_refused(served: Served) -> None:
+    assert told(served.client.get("/v1/decisions?after=1&after=0"))[0][0] == "after"
+
+
 def test_pages_name_places_relative_to_themselves(served: Served) -> None:
     """A path prefix before the service changes nothing."""
     page = served.client.get("/try").text
