@@ -21,10 +21,15 @@ PLACEHOLDERS = (
 
 def canonical_id(text: str, fold_case: bool = False) -> str:
     """The canonical form of an id; empty where nothing is left. ``fold_case``: upper and lower case are one (`str.casefold`)."""
-    found = unicodedata.normalize("NFC", text).strip(WHITE)
+    found = canonical_text(text)
     if whole := _WHOLE.match(found):
         found = whole[1]
     return unicodedata.normalize("NFC", found.casefold()) if fold_case else found
+
+
+def canonical_text(text: str) -> str:
+    """A text in NFC without white space around it, as `sql_text` has it; empty where nothing is left."""
+    return text if text.isascii() and text.isalnum() else unicodedata.normalize("NFC", text).strip(WHITE)
 
 
 def sql_text(expression: str) -> str:

@@ -37,10 +37,11 @@ def fold_points(h: History) -> dict[str, Floats]:
 
 
 def fold_consents(h: History) -> dict[str, Floats]:
-    """Consents in force by purpose and channel, and withdrawals."""
+    """Consents in force by purpose and channel, and withdrawals; of two words at one moment the withdrawal is in force."""
     consents = h.events["consent"]
     pair = consents["purpose"] * (consents["channel"].max(initial=-1) + 2) + consents["channel"]
-    order = sort_by([consents.customer, pair, consents.at // 1_000_000, consents.at, np.arange(pair.size)])
+    withdrawal = (consents["granted"] == 0).astype(np.int64)
+    order = sort_by([consents.customer, pair, consents.at // 1_000_000, consents.at, withdrawal, np.arange(pair.size)])
     ordered = consents.where(order)
     latest = ordered.where(ordered.last_of(pair[order]))
     withdrawn = consents.where(consents["granted"] == 0)

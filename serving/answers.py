@@ -15,9 +15,10 @@ MOST_ERRORS = 1000
 class Refusal(Exception):
     """A request that gets a problem for an answer."""
 
-    def __init__(self, status: int, title: str, detail: str, errors: list[dict[str, str]] | None = None, retry_after: int = 0) -> None:
+    def __init__(
+        self, status: int, title: str, detail: str, errors: list[dict[str, str]] | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         super().__init__(detail)
-        headers = {"Retry-After": str(retry_after)} if retry_after else None
         self.response = problem(status, title, detail, errors, headers)
 
 

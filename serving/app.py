@@ -8,6 +8,7 @@ import logging
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,11 +21,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from serving import erase, metrics, openapi, schemas
+from serving import bodies, erase, metrics, openapi, paths, schemas
 from serving.answers import Refusal, invalid, json_response, problem
 from serving.audit import Audit
 from serving.champions import Champions, trial
@@ -34,14 +36,17 @@ from serving.online import UNITS, OnlineStore, StoreBusy
 from serving.score import warm_file
 from serving.work import Every, Gate
 
-SMALL_BYTES = 64 * 1024
+SMALL_BYTES, TRIMMED_BYTES = 64 * 1024, 256 * 1024
 AT_ONCE, MOST_WAITING = 8, 160
 """Small requests at work together (most in turn, in the event loop; raw histories in a thread), and those that may wait."""
 LARGE_AT_ONCE, LARGE_WAITING = 2, 32
 POLL_SECONDS, DUE_SECONDS, GAUGE_SECONDS, FOLLOWER_SECONDS, ADOPT_SECONDS = 0.25, 0.2, 5.0, 5.0, 1.0
+ERASERS_SECONDS = 2.0
+SWITCH_SECONDS = 0.001
+"""A thread at work gives way after so long: an opt-out goes through three, each of which would wait for those that read events."""
 DRAIN_SECONDS = 1.5
 """From SIGTERM on readiness is down while requests are still taken, so that a balancer can turn away first."""
-BODY_SECONDS, LARGE_READ = 10.0, 8
+LARGE_READ = 8
 FEED_MOST = 1000
 Model = TypeVar("Model", bound=BaseModel)
 _LIBC = ctypes.CDLL(None)
@@ -73,6 +78,7 @@ class Api:
         self.audit = Audit(setup.home / "audit")
         self.draining = self.ready = False
         self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self._erasing_at, self._more = float("-inf"), False
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -80,7 +86,7 @@ class Api:
         self.champions = Champions(self.setup.package, self.setup.home, self.setup.features, self.setup.following)
         self.desk = Desk(self.champions, self._store())
         self.small, self.large = Gate(AT_ONCE, MOST_WAITING), Gate(LARGE_AT_ONCE, LARGE_WAITING)
-        self.reading = Gate(LARGE_READ, LARGE_WAITING)
+        self.reading, self.first = Gate(LARGE_READ, LARGE_WAITING), Gate(AT_ONCE, MOST_WAITING)
         self.desk.store.set_meta(
             f"policy:{self.champions.current.policy.digest}", self.champions.current.policy.model_dump(mode="json", by_alias=True)
         )
@@ -98,12 +104,16 @@ class Api:
         self._on_signal()
         gc.collect()
         gc.freeze()
+        sys.setswitchinterval(SWITCH_SECONDS)
         self.ready = True
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
+            if self._more:
+                self._erasing_at = float("-inf")
+                self._erase_files()
             for name, child in self.children.items():
                 if not name.startswith("erase"):
                     child.kill()
@@ -135,7 +145,9 @@ class Api:
             self.children["warm"] = subprocess.Popen(line, stderr=subprocess.DEVNULL, preexec_fn=_tied)
 
     def _adopt(self) -> None:
-        """Take over what the warm-up has found, and wait for children that have ended."""
+        """Take over what the warm-up has found, wait for children that have ended, start an eraser that was put off."""
+        if self._more:
+            self._erase_files()
         for name, child in list(self.children.items()):
             if name != "follower" and child.poll() is not None:
                 del self.children[name]
@@ -145,8 +157,7 @@ class Api:
     def _keep_follower(self) -> None:
         child = self.children.get("follower")
         if child is None or child.poll() is not None:
-            assert self.setup.follow is not None
-            line = [sys.executable, "-m", "serving.follow", *self.setup.follow, str(self.setup.following)]
+            line = [sys.executable, "-m", "serving.follow", *(self.setup.follow or ()), str(self.setup.following)]
             line += [str(self.setup.features)] if self.setup.features else []
             self.children["follower"] = subprocess.Popen(line, preexec_fn=_tied)
 
@@ -168,26 +179,34 @@ class Api:
         self.audit.write(request.scope.get("holdfast.key", "anybody"), action, status, customers, pseudonym)
 
     @asynccontextmanager
-    async def _asked(self, request: Request, model: type[Model], largest: int = LIST_BYTES) -> AsyncIterator[tuple[Model, int]]:
+    async def _asked(
+        self, request: Request, model: type[Model], largest: int = LIST_BYTES, first: bool = False
+    ) -> AsyncIterator[tuple[Model, int]]:
         """The request's body as a model, and its size in bytes, once it is the request's turn.
 
         Bodies are read before the queue, so that a slow caller keeps nobody waiting; few large ones at once, so that few lie in memory.
+        What comes ``first`` has a queue of its own.
         """
-        if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-            raise Refusal(415, "Unsupported media type", "send application/json")
-        length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) <= SMALL_BYTES:
-            body = await _body(request, largest)
-            async with self.small:
-                yield _parsed(model, body), len(body)
-            return
-        async with self.reading:
-            body = await _body(request, largest)
-        async with self.large:
+        packed, length = bodies.compressed(request), request.headers.get("content-length", "")
+        small = length.isdigit() and int(length) <= SMALL_BYTES
+        async with contextlib.nullcontext() if small else self.reading:
+            body = await bodies.received(request, largest)
+        async with contextlib.AsyncExitStack() as turns:
+            if packed:
+                await turns.enter_async_context(self.large)
+                body = await asyncio.to_thread(bodies.inflated, body, largest)
+            if len(body) <= SMALL_BYTES:
+                await turns.aclose()  # small after all
+                await turns.enter_async_context(self.first if first else self.small)
+                yield bodies.parsed(model, body), len(body)
+                return
+            if not packed:
+                await turns.enter_async_context(self.large)
             try:
-                yield await asyncio.to_thread(_parsed, model, body), len(body)
+                yield await asyncio.to_thread(bodies.parsed, model, body), len(body)
             finally:
-                await asyncio.to_thread(_LIBC.malloc_trim, 0)  # what large bodies took goes back to the system
+                if len(body) > TRIMMED_BYTES:
+                    await asyncio.to_thread(_LIBC.malloc_trim, 0)  # what large bodies took goes back to the system
 
     async def score(self, request: Request) -> Response:
         """``POST /v1/score``."""
@@ -215,7 +234,7 @@ class Api:
 
     async def decision(self, request: Request) -> Response:
         """``GET /v1/decisions/{id}``."""
-        found = self.desk.logged(request.path_params["id"])
+        found = self.desk.logged(paths.part(request, "id"))
         self._audited(request, "decision", 200 if found else 404, 1, found["pseudonym"] if found else None)
         if found is None:
             raise Refusal(404, "Unknown decision", "the log has no decision of this id")
@@ -225,39 +244,71 @@ class Api:
         """``POST /v1/events``."""
         async with self._asked(request, schemas.EventsRequest) as (asked, size):
             _single(asked.events, size)
-            found = await self.desk.write(lambda: self.desk.add_events(asked.events))
+            found = await self.desk.add_events(asked.events)
             self._audited(request, "events", 200, len(asked.events))
             return json_response(found)
 
     async def outcomes(self, request: Request) -> Response:
         """``POST /v1/outcomes``."""
         async with self._asked(request, schemas.OutcomesRequest) as (asked, _):
-            found = await self.desk.write(lambda: self.desk.add_outcomes(asked.outcomes))
+            withdrawn = any(one.kind == "unsubscribed" for one in asked.outcomes)
+            found = await self.desk.write(lambda: self.desk.add_outcomes(asked.outcomes), urgent=withdrawn)
             self._audited(request, "outcomes", 200, len(asked.outcomes))
             return json_response(found)
 
     async def profile(self, request: Request) -> Response:
         """``GET /v1/customers/{id}``."""
         async with self.small:
-            found = await self.desk.profile(request.path_params["id"])
-            self._audited(request, "profile", 200, 1, found["pseudonym"])
-            return json_response(found)
+            return await self._profile(request, _customer(request))
+
+    async def profile_told(self, request: Request) -> Response:
+        """``POST /v1/customers/profile``."""
+        async with self._asked(request, schemas.ProfileRequest, SINGLE_BYTES) as (asked, _):
+            return await self._profile(request, asked)
+
+    async def _profile(self, request: Request, whom: schemas.OneCustomer) -> Response:
+        found = await self.desk.profile(whom)
+        self._audited(request, "profile", 200, 1, found["pseudonym"])
+        return json_response(found)
 
     async def consents(self, request: Request) -> Response:
         """``PUT /v1/customers/{id}/consents``."""
-        async with self._asked(request, schemas.ConsentRequest, SINGLE_BYTES) as (asked, _):
-            found = await self.desk.write(lambda: self.desk.set_consents(request.path_params["id"], asked))
-            self._audited(request, "consents", 200, 1, found["pseudonym"])
-            return json_response(found)
+        async with self._asked(request, schemas.ConsentRequest, SINGLE_BYTES, first=True) as (asked, _):
+            return await self._consents(request, _customer(request), asked)
+
+    async def consents_told(self, request: Request) -> Response:
+        """``POST /v1/customers/consents``."""
+        async with self._asked(request, schemas.CustomerConsents, SINGLE_BYTES, first=True) as (asked, _):
+            return await self._consents(request, asked, asked)
+
+    async def _consents(self, request: Request, whom: schemas.OneCustomer, asked: schemas.ConsentRequest) -> Response:
+        found = await self.desk.write(lambda: self.desk.set_consents(whom, asked), urgent=True)
+        self._audited(request, "consents", 200, 1, found["pseudonym"])
+        return json_response(found)
 
     async def erase(self, request: Request) -> Response:
         """``DELETE /v1/customers/{id}``; the files of the batch follow in a process of their own."""
-        pseudonyms = await self.desk.write(lambda: self.desk.erase(request.path_params["id"], partial(erase.ask, self.setup.home)))
+        async with self.first:
+            return await self._erase(request, _customer(request))
+
+    async def erase_told(self, request: Request) -> Response:
+        """``POST /v1/customers/erasure``."""
+        async with self._asked(request, schemas.ErasureRequest, SINGLE_BYTES, first=True) as (asked, _):
+            return await self._erase(request, asked)
+
+    async def _erase(self, request: Request, whom: schemas.OneCustomer) -> Response:
+        home = self.setup.home
+        pseudonyms = await self.desk.erase(whom, partial(erase.ask, home), partial(erase.holds, home))
         self._audited(request, "erase", 200, 1, pseudonyms[0])
         self._erase_files()
         return json_response({"status": "erased", "pseudonym": pseudonyms[0]})
 
     def _erase_files(self) -> None:
+        """Start the process that erases, unless one was started a moment ago: then once more later, for what that one may not see."""
+        self._more = time.monotonic() - self._erasing_at < ERASERS_SECONDS
+        if self._more:
+            return
+        self._erasing_at = time.monotonic()
         child = subprocess.Popen([sys.executable, "-m", "serving.erase", str(self.setup.home)], start_new_session=True, preexec_fn=_deaf)
         self.children[f"erase {child.pid}"] = child
 
@@ -310,12 +361,17 @@ class Api:
     async def readiness(self, request: Request) -> Response:
         """``GET /readyz``."""
         if self.draining or not self.ready:
-            raise Refusal(503, "Not ready", "the service is shutting down" if self.draining else "the service is starting", retry_after=1)
+            raise Refusal(
+                503,
+                "Not ready",
+                "the service is shutting down" if self.draining else "the service is starting",
+                headers={"Retry-After": "1"},
+            )
         return PlainTextResponse("ok\n")
 
     async def index(self, request: Request) -> Response:
-        """``GET /``: where to look."""
-        return json_response({"service": "holdfast", "try": "/try", "openapi": "/openapi.json", "model": "/v1/model"})
+        """``GET /``: where to look, relative to here: there may be a path prefix."""
+        return json_response({"service": "holdfast", "try": "try", "openapi": "openapi.json", "model": "v1/model"})
 
     async def try_out(self, request: Request) -> Response:
         """``GET /try``: a page to try the API in a browser; no script of a third party."""
@@ -337,6 +393,9 @@ def create(setup: Setup, store: Callable[[], OnlineStore]) -> Starlette:
         ("GET", "/v1/customers/{id}", api.profile),
         ("DELETE", "/v1/customers/{id}", api.erase),
         ("PUT", "/v1/customers/{id}/consents", api.consents),
+        ("POST", "/v1/customers/profile", api.profile_told),
+        ("POST", "/v1/customers/consents", api.consents_told),
+        ("POST", "/v1/customers/erasure", api.erase_told),
         ("GET", "/v1/model", api.model),
         ("GET", "/v1/policy", api.policy),
         ("GET", "/metrics", api.metrics_page),
@@ -352,7 +411,7 @@ def create(setup: Setup, store: Callable[[], OnlineStore]) -> Starlette:
         by_path.setdefault(path, {})[method] = endpoint
     routes = [Route(path, _by_method(found), methods=list(found)) for path, found in by_path.items()]
     handlers: Any = {Refusal: _refused, StoreBusy: _busy, HTTPException: _http_problem, Exception: _unexpected}
-    made = Starlette(routes=routes, lifespan=api.lifespan, exception_handlers=handlers)
+    made = Starlette(routes=routes, lifespan=api.lifespan, exception_handlers=handlers, middleware=[Middleware(paths.AsSent)])
     made.state.full = lambda: api.ready and api.small.full
     return made
 
@@ -376,41 +435,27 @@ def _by_method(endpoints: dict[str, Endpoint]) -> Endpoint:
     return next(iter(endpoints.values())) if list(endpoints) == ["POST"] else endpoint
 
 
+def _customer(request: Request) -> schemas.OneCustomer:
+    """Whom the path names."""
+    try:
+        return schemas.OneCustomer(customer_id=paths.part(request, "id"))
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
 def _single(items: Any, size: int) -> None:
     if len(items) == 1 and size > SINGLE_BYTES:
         raise Refusal(413, "Too large", f"the body of a single item is larger than {SINGLE_BYTES} bytes")
 
 
 def _number(request: Request, name: str, default: int, largest: int) -> int:
-    text = request.query_params.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= largest):
+    told = request.query_params.getlist(name)
+    text = told[0] if told else str(default)
+    if not (len(told) < 2 and text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= largest):
         raise Refusal(
             422, "Invalid request", f"{name} must be a whole number up to {largest}", [{"field": name, "rule": f"0 to {largest}"}]
         )
     return int(text)
-
-
-async def _body(request: Request, largest: int) -> bytes:
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size > largest:
-                    raise Refusal(413, "Too large", f"the body is larger than {largest} bytes")
-                parts.append(part)
-    except TimeoutError:
-        raise Refusal(408, "Too slow", f"the body did not come within {BODY_SECONDS:.0f} s") from None
-    except ClientDisconnect:
-        raise Refusal(400, "Not JSON", "the caller hung up") from None
-    return b"".join(parts)
-
-
-def _parsed(model: type[Model], body: bytes) -> Model:
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        raise invalid(error) from None
 
 
 def _told(error: Exception) -> None:
@@ -418,8 +463,7 @@ def _told(error: Exception) -> None:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    return error.response
+    return error.response if isinstance(error, Refusal) else await _unexpected(request, error)
 
 
 async def _busy(request: Request, error: Exception) -> Response:
@@ -427,7 +471,8 @@ async def _busy(request: Request, error: Exception) -> Response:
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+    if not isinstance(error, HTTPException):
+        return await _unexpected(request, error)
     return problem(error.status_code, "Request refused", error.detail, headers=dict(error.headers or {}))
 
 

@@ -26,8 +26,8 @@ def score(package: Path, features: Path, out: Path, reasons: bool = True) -> int
             part = _scores(engine, scored, range(start, min(start + size, len(scored))), reasons)
             writer = writer or pq.ParquetWriter(temporary, part.schema)
             writer.write_table(part)
-        assert writer is not None
-        writer.close()
+        if writer is not None:
+            writer.close()
     return len(scored)
 
 

@@ -70,7 +70,8 @@ class Champions:
 
     def switch(self) -> bool:
         """Load what the pointer names and put it in force; False, counted and logged, where that fails. The old one stays then."""
-        assert self.follow is not None
+        if self.follow is None:
+            return False
         with self._lock:
             pointer = self.follow / POINTER
             try:

@@ -124,18 +124,26 @@ class _Calls:
         """Tell what happened to decisions: `schemas.Outcome` or its dict. The same told again counts once."""
         return self._listed("/v1/outcomes", "outcomes", map(_plain, outcomes), schemas.OutcomesAnswer)
 
-    def consents(self, customer_id: str, consents: Iterable[Row] = (), *, timezone: str | None = None) -> Steps[schemas.Consented]:
+    def consents(
+        self,
+        customer_id: str | None = None,
+        consents: Iterable[Row] = (),
+        *,
+        timezone: str | None = None,
+        pseudonym: str | None = None,
+    ) -> Steps[schemas.Consented]:
         """Give or withdraw consents from now on: `schemas.ConsentChange` or its dict; ``timezone``: IANA name, for quiet hours."""
-        body = to_json({"consents": [_plain(one) for one in consents], **({"timezone": timezone} if timezone is not None else {})})
-        return self._ask(schemas.Consented, "PUT", f"/v1/customers/{_quoted(customer_id)}/consents", body)
+        more = {"timezone": timezone} if timezone is not None else {}
+        body = {**_whom(customer_id, pseudonym), "consents": [_plain(one) for one in consents], **more}
+        return self._ask(schemas.Consented, "POST", "/v1/customers/consents", to_json(body))
 
-    def profile(self, customer_id: str) -> Steps[schemas.Profile]:
+    def profile(self, customer_id: str | None = None, *, pseudonym: str | None = None) -> Steps[schemas.Profile]:
         """What is known of a customer. Raises ApiError (404) where nothing is."""
-        return self._ask(schemas.Profile, "GET", f"/v1/customers/{_quoted(customer_id)}")
+        return self._ask(schemas.Profile, "POST", "/v1/customers/profile", to_json(_whom(customer_id, pseudonym)))
 
-    def erase(self, customer_id: str) -> Steps[schemas.Erased]:
+    def erase(self, customer_id: str | None = None, *, pseudonym: str | None = None) -> Steps[schemas.Erased]:
         """Erase a customer everywhere. Raises ApiError: 404 where that was done before; after a lost answer call again, and 404 is good."""
-        return self._ask(schemas.Erased, "DELETE", f"/v1/customers/{_quoted(customer_id)}", twice=False)
+        return self._ask(schemas.Erased, "POST", "/v1/customers/erasure", to_json(_whom(customer_id, pseudonym)), twice=False)
 
     def model(self) -> Steps[schemas.ModelAnswer]:
         """What is served: model, versions, features, sources."""
@@ -262,6 +270,15 @@ def _merged(answers: list[Answer]) -> Answer:
 
 def _plain(row: Row) -> dict[str, Any]:
     return row.model_dump(mode="json", exclude_unset=True) if isinstance(row, BaseModel) else dict(row)
+
+
+def _whom(customer_id: str | None, pseudonym: str | None) -> dict[str, str]:
+    """A customer by either name, in a body: no proxy on the way reads it in an address, and a slash in it needs no care."""
+    given = {"customer_id": customer_id, "pseudonym": pseudonym}
+    told = {name: text for name, text in given.items() if text is not None}
+    if len(told) != 1:
+        raise TypeError("exactly one of customer_id and pseudonym is needed")
+    return told
 
 
 def _customers(customers: Customers) -> list[dict[str, Any]]:

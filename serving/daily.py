@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.domain import RISK_HIGH, RISK_MEDIUM, RiskBand
+from features.errors import InputError
 from features.files import replacing
 from serving import decide, occasions
 from serving.batch import everybody
@@ -119,7 +120,8 @@ class Round:
         if self.occasion is not None:
             there &= occasions.today(self.occasion, Lookup.rows(self.features, self.engine.manifest))
         names, store = self.scored.customer_id, self.decider.store
-        gone, persons, in_table = store.erased(names), store.persons(names), set(names)
+        gone = store.erased(names) | set(self.engine.ids.not_customers)
+        persons, in_table = store.persons(names), set(names)
         seen: set[str] = set()
         for place, (name, person) in enumerate(zip(names, persons, strict=True)):
             # whom the store has joined since the table was made: one row stands for the person
@@ -156,7 +158,9 @@ class Round:
     def _situation(self) -> Situation:
         """Everybody's situation; only those whom the store knows of are looked at one by one."""
         n, policy, store, tracked = len(self.places), self.engine.policy, self.decider.store, self.decider.tracked
-        assert self.scored.segment is not None
+        if self.scored.segment is None:
+            fix = "decide with a model whose features this project built"
+            raise InputError(str(self.features), "tells neither value nor lifecycle stage: there is nothing to decide on", fix)
         segment = np.array(self.scored.segment)[self.places]
         standing = decide.open_standings(n)
         standing["open_NC"][:] = getattr(policy.consent, "unknown" if tracked else "untracked") == "allow"

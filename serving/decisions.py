@@ -61,16 +61,18 @@ class Decider:
         """Decide about customers by pseudonym, in order; returns the fields of `schemas.Decided` that a decision adds to a score.
 
         ``live``: whether the features were computed for this request; then the log keeps the row, else it names the table's snapshot.
+        Whoever must not wait long calls `reasons` before.
         """
         if not ones:
             return []
-        policy, why = engine.policy, self._reasons(engine, ones, occasion)
+        policy, why = engine.policy, self.reasons(engine, ones, occasion)
         with self.store.transaction():
             if self.store.erased(names):
                 raise Gone
-            now = self.clock()
+            now, tracked = self.clock(), self.tracked
             known = self.store.standing(names, policy.consent.purpose, now - remembered_days(policy) * DAY_SECONDS)
-            decided = self._choose(engine, ones, known, why, occasion, now)
+            s = engine.situations(ones, standings(policy, known, [_segment(one) for one in ones], occasion, now, tracked))
+            decided = self._choose(engine, s, why, now)
             ids = [uuid.uuid4().hex for _ in ones]
             made = list(bodies(engine, ones, decided, ids, now, occasion, known))
             rows = [scored.rows.packed(place) if fresh else None for (scored, place), fresh in zip(ones, live, strict=True)]
@@ -81,7 +83,7 @@ class Decider:
                 for name, tier, channel, id in zip(names, decided.tiers.tolist(), decided.channel.tolist(), ids, strict=True)
                 if tier
             )
-        consents = [consent(policy, one, self.tracked) for one in known]
+        consents = [consent(policy, one, tracked) for one in known]
         return [{**_told(body), "consent": consented} for body, consented in zip(made, consents, strict=True)]
 
     @property
@@ -89,19 +91,16 @@ class Decider:
         """Whether the shop keeps consents at all."""
         return bool((self.store.meta(LOADED) or {}).get("consents"))
 
-    def _reasons(self, engine: Engine, ones: Sequence[One], occasion: str | None) -> Ints:
-        """Churn reasons (n,) of those who may be contacted, -1 for the others: what is said hangs on them."""
+    def reasons(self, engine: Engine, ones: Sequence[One], occasion: str | None) -> Ints:
+        """Churn reasons (n,) of those who may be contacted, -1 for the others: what is said hangs on them. Kept with the scores."""
         least = engine.policy.contact.min_churn_probability
         places = [place for place, (scored, row) in enumerate(ones) if occasion or scored.p[row] >= least]
         reason = np.full(len(ones), -1)
         reason[places] = [REASONS.index(why[1]) for why in engine.explain_all([ones[place] for place in places])]  # type: ignore[arg-type]
         return reason
 
-    def _choose(
-        self, engine: Engine, ones: Sequence[One], known: Sequence[Standing], reason: Ints, occasion: str | None, now: float
-    ) -> Decided:
+    def _choose(self, engine: Engine, s: Situation, reason: Ints, now: float) -> Decided:
         policy, day = engine.policy, self.day(engine.zone, now)
-        s = engine.situations(ones, standings(policy, known, [_segment(one) for one in ones], occasion, now, self.tracked))
         found, prices_K = decide.options(policy, s), self.prices(policy, now)
         spent = self.store.spent(day)
         left_K = limits(policy) - np.array([spent.get(name, 0) for name in policy.resources], dtype=np.int64)
@@ -109,7 +108,7 @@ class Decider:
         used_K = units(policy)[:, tiers].sum(axis=1)
         self.store.spend(day, dict(zip(policy.resources, used_K.tolist(), strict=True)))
         rule, channel = decide.refined(policy, s, found, tiers, reason)
-        return Decided(s, found, tiers, rule, channel, prices_K, np.ones(len(ones)))
+        return Decided(s, found, tiers, rule, channel, prices_K, np.ones(len(s)))
 
     def prices(self, policy: Policy, now: float) -> Floats:
         """The day's shadow prices of this policy's resources; zeros without a plan of the last days."""
@@ -190,7 +189,8 @@ def consent(policy: Policy, one: Standing, tracked: bool) -> str:
 
 def _segment(one: One) -> int:
     scored, place = one
-    assert scored.segment is not None
+    if scored.segment is None:
+        raise ValueError("a table without lifecycle stages allows no decision")
     return scored.segment[place]
 
 

@@ -5,6 +5,7 @@ undone. Files that hold the person are written anew without, each whole or not a
 that writes the same files. The shop's own source files are the shop's.
 """
 
+import fcntl
 import os
 import sqlite3
 import sys
@@ -39,6 +40,15 @@ def erase(home: Path, pseudonym: str) -> list[Path]:
     return [*ids, *lines, *(file for file in home.rglob("*.db") if _vacuumed(file, pseudonym))]
 
 
+def holds(home: Path, pseudonyms: Sequence[str]) -> bool:
+    """Whether any Parquet file under ``home`` holds a customer, under any pseudonym."""
+    for file in home.rglob("*.parquet"):
+        names = pq.read_schema(file).names
+        if any(_rows(file, [name], set(pseudonyms)) for name in IDS if name in names):
+            return True
+    return False
+
+
 def _orders(file: Path, names: list[str], pseudonym: str) -> list[str]:
     if ORDER not in names or "customer_id" not in names:
         return []
@@ -50,7 +60,7 @@ def _without(file: Path, columns: list[str], values: set[str]) -> bool:
     """Rewrite a file without the rows that have one of some values in one of some columns; False where it has none."""
     if not columns or not values:
         return False
-    if not pq.read_table(file, columns=columns, filters=[[(name, "in", values)] for name in columns]).num_rows:
+    if not _rows(file, columns, values):
         return False
     rows, gone = pq.ParquetFile(file), pa.array(sorted(values))
     with replacing(file) as temporary, pq.ParquetWriter(temporary, rows.schema_arrow, compression="zstd") as writer:
@@ -59,6 +69,12 @@ def _without(file: Path, columns: list[str], values: set[str]) -> bool:
                 batch = batch.filter(pc.invert(pc.is_in(batch[name], gone)))
             writer.write_batch(batch)
     return True
+
+
+def _rows(file: Path, columns: list[str], values: set[str]) -> int:
+    """How many rows have one of some values in one of some columns."""
+    found: int = pq.read_table(file, columns=columns, filters=[[(name, "in", values)] for name in columns]).num_rows
+    return found
 
 
 def _vacuumed(file: Path, pseudonym: str) -> bool:
@@ -86,20 +102,34 @@ def asked(home: Path) -> dict[Path, list[str]]:
 
 
 def main() -> None:
-    """Tell how many files changed, never whose."""
+    """Tell how many files changed, never whose. One process does what all have asked for; the others are not needed."""
     if os.fork():  # the service's supervisor ends whatever its workers have started: this work is to be finished
         return
     os.setsid()
-    home = Path(sys.argv[1])
-    with locked(home, wait=True):
-        for file, pseudonyms in asked(home).items():
+    home, failed = Path(sys.argv[1]), set[Path]()
+    while set(asked(home)) - failed:  # asked again after the lock is free: who found it taken has left word before
+        with (home / ASKED / ".lock").open("w") as alone:
             try:
-                changed = {changed for one in pseudonyms for changed in erase(home, one)}
-            except Exception as error:  # the others are not to wait for it; the next start tries again
-                print(f"an erasure failed: {type(error).__name__}", file=sys.stderr, flush=True)
-                continue
-            file.unlink(missing_ok=True)
-            print(f"erased a customer from {len(changed)} file(s)", flush=True)
+                fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            with locked(home, wait=True):
+                failed |= _erase_all(home)
+
+
+def _erase_all(home: Path) -> set[Path]:
+    """Do what is asked for; returns the words of those for whom that failed: the others do not wait, the next start tries again."""
+    failed = set()
+    for file, pseudonyms in asked(home).items():
+        try:
+            changed = {changed for one in pseudonyms for changed in erase(home, one)}
+        except Exception as error:
+            failed.add(file)
+            print(f"an erasure failed: {type(error).__name__}", file=sys.stderr, flush=True)
+            continue
+        file.unlink(missing_ok=True)
+        print(f"erased a customer from {len(changed)} file(s)", flush=True)
+    return failed
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from serving import metrics
 from serving.answers import problem
 from serving.keys import ANYBODY, Key, Keys
+from serving.paths import as_sent
 from serving.work import hold
 
 Scope = MutableMapping[str, Any]
@@ -24,6 +25,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 PUBLIC = frozenset({"/", "/try", "/openapi.json", "/livez", "/readyz", "/healthz"})
 SINGLE_BYTES, LIST_BYTES = 1024 * 1024, 16 * 1024 * 1024
 LISTS = frozenset({"/v1/score", "/v1/decisions", "/v1/events", "/v1/outcomes"})
+OF_A_CUSTOMER = {"/v1/customers/profile": "score", "/v1/customers/consents": "events", "/v1/customers/erasure": "admin"}
+"""Places whose body names the customer, with the scope that each needs."""
 STRANGERS_PER_SECOND = 20.0
 """Requests without a good key that are answered in a second, all together."""
 HEADERS = [
@@ -69,6 +72,8 @@ def route(method: str, path: str) -> Route:
         return Route(path, "admin")
     if path in ("/v1/events", "/v1/outcomes"):
         return Route(path, "events")
+    if method == "POST" and path in OF_A_CUSTOMER:
+        return Route(path, OF_A_CUSTOMER[path])
     if path.startswith("/v1/customers/"):
         if path.count("/") == 4 and path.endswith("/consents"):
             return Route("/v1/customers/{id}/consents", "events")
@@ -97,7 +102,7 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        start, where = time.perf_counter(), route(scope["method"], scope["path"])
+        start, where = time.perf_counter(), route(scope["method"], as_sent(scope))
         status = 500
 
         async def answering(message: Message) -> None:
@@ -130,11 +135,12 @@ class Guard:
             if wait := self.buckets.setdefault(key.digest, Bucket(key.per_second)).wait():
                 return _refused("rate", 429, "Too many requests", "the key's rate is used up", {"Retry-After": str(int(wait) + 1)})
             scope["holdfast.key"] = key.id
-        limit = LIST_BYTES if scope["path"] in LISTS else SINGLE_BYTES
+        listed = as_sent(scope) in LISTS
+        limit = LIST_BYTES if listed else SINGLE_BYTES
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limit:
             return _refused("size", 413, "Too large", f"the body is larger than {limit} bytes", {"Connection": "close"})
-        return _busy if scope["path"] in LISTS and self.full() else None
+        return _busy if listed and self.full() else None
 
     def _key(self, headers: dict[bytes, bytes]) -> Key | None:
         if self.keys is None:

@@ -1,8 +1,9 @@
 """Raw histories -> canonical tables, as `sources.load` would make them: of a request, or of the online store and the events since."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
+from operator import itemgetter
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.ids import canonical_id, canonical_text
 from features.schema import EXACT, FLAG, SOURCES, TEXT, TIME, Source
 from serving.online import OnlineStore
 from serving.schemas import CustomerRequest
@@ -42,7 +44,7 @@ def _add(rows: dict[str, list[Plain]], source: str, row: Plain, customer: str, b
     row = {**row, "customer_id": customer}
     lines = row.pop("lines", None)
     if "order_id" in row:
-        row["order_id"] = f"{before}{row['order_id']}"
+        row["order_id"] = f"{before}{canonical_id(row['order_id'])}"
     rows[source].append(row)
     if lines and "order_lines" in rows:
         rows["order_lines"] += [{**line, "order_id": row["order_id"]} for line in lines]
@@ -50,7 +52,11 @@ def _add(rows: dict[str, list[Plain]], source: str, row: Plain, customer: str, b
 
 def plain(source: str, row: Plain, zone: ZoneInfo) -> Plain:
     """A row of a request as the online store keeps it: JSON, times local."""
-    found = {name: field.isoformat() if isinstance(field, datetime) else field for name, field in _localised(source, row, zone).items()}
+    texts = _texts(source)
+    found = {
+        name: field.isoformat() if isinstance(field, datetime) else texts[name](field) if name in texts and field is not None else field
+        for name, field in _localised(source, row, zone).items()
+    }
     if "lines" in row:
         found["lines"] = [plain("order_lines", line, zone) for line in row["lines"]]
     return {name: field for name, field in found.items() if field is not None}
@@ -110,16 +116,39 @@ def read(name: str, rows: bytes) -> pa.Table:
 
 def table(name: str, rows: Sequence[Plain]) -> pa.Table:
     """A canonical table of plain rows; columns that are not there get their defaults."""
-    return pa.table({column.name: _column(SOURCES[name], column, rows) for column in SOURCES[name].columns})
+    there = set().union(*rows)
+    return pa.table({column.name: _column(SOURCES[name], column, rows, there) for column in SOURCES[name].columns})
 
 
-def _column(source: Source, column: Any, rows: Sequence[Plain]) -> pa.Array:
-    values = [row.get(column.name) for row in rows]
+def _column(source: Source, column: Any, rows: Sequence[Plain], there: set[str]) -> pa.Array:
+    values = _values(column, rows, there)
     if column.default in _names(source):  # an arrival not given: known at once
         values = [row.get(column.default) if value is None else value for row, value in zip(rows, values, strict=True)]
-    elif column.default != "NULL":
+    elif column.default != "NULL" and column.name in there:
         values = [_DEFAULTS[column.default] if value is None else value for value in values]
-    return _exact(values) if column.type == EXACT else pa.array(values, _TYPES[column.type])
+    if column.type == EXACT:
+        return _exact(values)
+    made = pa.array(values, _TYPES[column.type])
+    return (
+        made if column.name not in _texts(source.name) or column.name == "order_id" else _canonical(made, _texts(source.name)[column.name])
+    )
+
+
+def _values(column: Any, rows: Sequence[Plain], there: set[str]) -> list[Any]:
+    """A column of rows; where no row has it, its default without a look at each."""
+    if column.name not in there:
+        return [_DEFAULTS.get(column.default)] * len(rows)
+    return list(map(itemgetter(column.name), rows)) if column.required else [row.get(column.name) for row in rows]
+
+
+def _canonical(texts: pa.Array, read: Callable[[str], str | None]) -> pa.Array:
+    """Texts read as a file's are (`features/ids.py`); each different one once, as there are few."""
+    if texts.null_count == len(texts):
+        return texts
+    coded = texts.dictionary_encode()
+    told = coded.dictionary.to_pylist()
+    found = [read(one) for one in told]
+    return texts if found == told else pa.array(found, pa.string()).take(coded.indices)
 
 
 def _exact(values: Sequence[float | None]) -> pa.Array:
@@ -136,6 +165,21 @@ def _exact(values: Sequence[float | None]) -> pa.Array:
 @cache
 def _names(source: Source) -> set[str]:
     return {column.name for column in source.columns}
+
+
+@cache
+def _texts(source: str) -> dict[str, Callable[[str], str | None]]:
+    """How each text column is read: an id as an id, another text without white space around it; blank is unknown."""
+    texts = [column for column in SOURCES[source].columns if column.type == TEXT and not column.choices and not column.id]
+    return {column.name: _id if column.name.endswith("_id") else _text for column in texts}
+
+
+def _id(text: str) -> str | None:
+    return canonical_id(text) or None
+
+
+def _text(text: str) -> str | None:
+    return canonical_text(text) or None
 
 
 @cache
@@ -156,4 +200,7 @@ def _moments(source: str, row: Plain) -> Plain:
 
 def local(moment: datetime, zone: ZoneInfo) -> datetime:
     """A moment as the shop's local time without a zone; one without a zone is local already."""
-    return moment if moment.tzinfo is None else moment.astimezone(zone).replace(tzinfo=None)
+    try:
+        return moment if moment.tzinfo is None else moment.astimezone(zone).replace(tzinfo=None)
+    except OverflowError:  # the last day of 9999, by which shops say "never"
+        return moment.replace(tzinfo=None)

@@ -16,15 +16,13 @@ from features.schema import SOURCES
 from features.store import Store
 from serving import histories
 from serving.online import OnlineStore
-from serving.policy import CHANNELS
+from serving.policy import CHANNELS, REMEMBERED_DAYS
 
 LOADED = "loaded"
 """Key of the fingerprint of what was loaded last, and its last moment."""
-FORMAT = 2
+FORMAT = 3
 """Of what is kept; a store loaded in another one is loaded again."""
 CHUNK = 2000
-CONTACT_DAYS = 120
-"""Contacts older than this, before the last event known, are of no use to any cap or ladder."""
 CHILDREN = {"order_lines": "order_id", "deliveries": "order_id"}
 """Canonical tables whose customer is that of their order."""
 
@@ -130,7 +128,7 @@ def _contacts(connection: duckdb.DuckDBPyConnection, last: datetime, zone: ZoneI
                   c.clicked_at IS NOT NULL OR c.converted_at IS NOT NULL OR coalesce(o.latest > c.sent_at, false)
            FROM contacts AS c LEFT JOIN (SELECT customer_id, max(ordered_at) AS latest FROM orders GROUP BY 1) AS o USING (customer_id)
            WHERE c.sent_at > $1 ORDER BY c.sent_at""",
-        [last - timedelta(days=CONTACT_DAYS)],
+        [last - timedelta(days=REMEMBERED_DAYS)],
     )
     while rows := found.fetchmany(10_000):
         for customer, at, tier, channel, answered in rows:

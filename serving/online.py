@@ -5,7 +5,9 @@ spent and writes what it spends in one transaction that all workers share, and a
 (measured: notebooks/LOG.md, 2026-11-25). Customers are pseudonyms; times are seconds since 1970.
 """
 
+import fcntl
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -54,8 +56,8 @@ class OnlineStore(ABC):
 
     @abstractmethod
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Nobody else writes until the end; an exception undoes what was written."""
+    def transaction(self, urgent: bool = False) -> Iterator[None]:
+        """Nobody else writes until the end; an exception undoes what was written. Who is ``urgent`` is let in before all who are not."""
 
     @abstractmethod
     def meta(self, key: str) -> Any:
@@ -97,8 +99,15 @@ class OnlineStore(ABC):
         """(canonical table, row) of a customer since the last load, in the order they came."""
 
     @abstractmethod
+    def ordered(self, customers: Sequence[str]) -> tuple[bool, set[str]]:
+        """Whether the batch knows orders of any of some customers, and the first and last id, as text, of orders told since.
+
+        The time that it takes does not depend on how many there are.
+        """
+
+    @abstractmethod
     def set_consents(self, rows: Iterable[tuple[str, str, str, bool, float]]) -> None:
-        """Keep (customer, purpose, channel, granted, since) where it is not older than what is kept."""
+        """Keep (customer, purpose, channel, granted, since) where it is not older than what is kept; at one moment a withdrawal wins."""
 
     @abstractmethod
     def set_timezone(self, customer: str, timezone: str) -> None:
@@ -181,6 +190,10 @@ class OnlineStore(ABC):
         """Customers whose person has a consent, a contact or a time zone."""
 
     @abstractmethod
+    def knows(self, customers: Sequence[str]) -> set[str]:
+        """Those of whom anything is kept, and those who were erased."""
+
+    @abstractmethod
     def fresh(self, customers: Sequence[str]) -> set[str]:
         """Those of whose person events came since the last load."""
 
@@ -201,9 +214,11 @@ class OnlineStore(ABC):
 
 
 def _in_force(told: Mapping[str, tuple[bool, float]]) -> dict[str, bool]:
-    """Consents by channel; a word for any channel ('') overrules older ones for a single channel."""
-    blanket = told.get("", (False, float("-inf")))[1]
-    return {channel: granted for channel, (granted, since) in told.items() if since >= blanket}
+    """Consents by channel; a word for any channel ('') overrules older ones for a single channel, a withdrawal those of its moment too."""
+    allowed, blanket = told.get("", (True, float("-inf")))
+    return {
+        channel: granted for channel, (granted, since) in told.items() if since > blanket or (since == blanket and (allowed or not granted))
+    }
 
 
 _TABLES = """
@@ -213,6 +228,7 @@ CREATE INDEX IF NOT EXISTS customers_of ON person (person);
 CREATE TABLE IF NOT EXISTS history (customer TEXT, source TEXT, rows BLOB, PRIMARY KEY (customer, source)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT, customer TEXT, source TEXT, row TEXT, at REAL,
     UNIQUE (customer, id));
+CREATE INDEX IF NOT EXISTS order_of ON event (customer, json_extract(row, '$.order_id')) WHERE source = 'orders';
 CREATE TABLE IF NOT EXISTS consent (customer TEXT, purpose TEXT, channel TEXT, granted INTEGER, since REAL,
     PRIMARY KEY (customer, purpose, channel)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS home (customer TEXT PRIMARY KEY, timezone TEXT) WITHOUT ROWID;
@@ -239,7 +255,7 @@ class SqliteStore(OnlineStore):
     """One SQLite file in WAL mode: a kill at any moment loses nothing that was answered; readers never wait."""
 
     def __init__(self, file: Path) -> None:
-        self.file = file
+        self.file, self.urgent = file, file.with_name(f"{file.name}.urgent")
         self._local = threading.local()
         file.parent.mkdir(parents=True, exist_ok=True)
         self._db.executescript(_TABLES)
@@ -253,23 +269,37 @@ class SqliteStore(OnlineStore):
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON; PRAGMA mmap_size = 268435456;"
             )
             self.file.chmod(0o600)
+            self._local.urgent = os.fdopen(os.open(self.urgent, os.O_RDWR | os.O_CREAT, 0o600), "r+b", 0)
             self._local.db = db
         found: sqlite3.Connection = self._local.db
         return found
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:  # noqa: D102
+    def transaction(self, urgent: bool = False) -> Iterator[None]:  # noqa: D102
         db = self._db
-        try:
-            db.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            raise StoreBusy(f"no turn to write within {BUSY_SECONDS:.0f} s") from error
+        with self._turn(urgent):
+            try:
+                db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                raise StoreBusy(f"no turn to write within {BUSY_SECONDS:.0f} s") from error
+            try:
+                yield
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    @contextmanager
+    def _turn(self, urgent: bool) -> Iterator[None]:
+        """SQLite lets in whoever looks at the right moment: of all processes, those who are not urgent wait here for those who are."""
+        fcntl.flock(self._local.urgent, fcntl.LOCK_SH if urgent else fcntl.LOCK_EX)
+        if not urgent:
+            fcntl.flock(self._local.urgent, fcntl.LOCK_UN)
         try:
             yield
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
-        db.execute("COMMIT")
+        finally:
+            if urgent:
+                fcntl.flock(self._local.urgent, fcntl.LOCK_UN)
 
     def meta(self, key: str) -> Any:  # noqa: D102
         found = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -325,10 +355,16 @@ class SqliteStore(OnlineStore):
         found = self._db.execute("SELECT source, row FROM event WHERE customer = ? ORDER BY number", (customer,))
         return [(source, json.loads(row)) for source, row in found]
 
+    def ordered(self, customers: Sequence[str]) -> tuple[bool, set[str]]:  # noqa: D102
+        batch = "SELECT 1 FROM history WHERE customer = ? AND source = 'orders'"
+        told = "SELECT {}(json_extract(row, '$.order_id')) FROM event INDEXED BY order_of WHERE customer = ? AND source = 'orders'"
+        ends = [self._db.execute(told.format(end), (one,)).fetchone()[0] for one in customers for end in ("min", "max")]
+        return any(self._db.execute(batch, (one,)).fetchone() for one in customers), {id for id in ends if id is not None}
+
     def set_consents(self, rows: Iterable[tuple[str, str, str, bool, float]]) -> None:  # noqa: D102
         self._db.executemany(
             """INSERT INTO consent VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET granted = excluded.granted, since = excluded.since
-               WHERE excluded.since >= since""",
+               WHERE excluded.since > since OR (excluded.since = since AND excluded.granted < granted)""",
             rows,
         )
 
@@ -434,6 +470,12 @@ class SqliteStore(OnlineStore):
         persons = {person for customer, person in pairs if customer in found or person in found}
         return found | persons | {customer for customer, person in pairs if person in persons}
 
+    def knows(self, customers: Sequence[str]) -> set[str]:  # noqa: D102
+        places = (*((table, "customer") for table in _OF_CUSTOMER), ("person", "person"))
+        anywhere = " OR ".join(f"EXISTS (SELECT 1 FROM {table} WHERE {column} = ?1)" for table, column in places)
+        found = {one for one in customers if self._db.execute(f"SELECT {anywhere}", (one,)).fetchone()[0]}
+        return found | self.erased(customers)
+
     def fresh(self, customers: Sequence[str]) -> set[str]:  # noqa: D102
         told = "SELECT 1 FROM event WHERE customer = ? LIMIT 1"
         return {one for one, ids in self._ids(customers).items() if any(self._db.execute(told, (id,)).fetchone() for id in ids)}
@@ -447,7 +489,7 @@ class SqliteStore(OnlineStore):
         return {one for one in customers if self._db.execute("SELECT 1 FROM erased WHERE digest = ?", (subject(one),)).fetchone()}
 
     def erase(self, customer: str) -> list[str]:  # noqa: D102
-        with self.transaction():
+        with self.transaction(urgent=True):
             ids = self.ids_of(customer)
             for one in ids:
                 self._db.execute("DELETE FROM outcome WHERE decision IN (SELECT id FROM decision WHERE customer = ?)", (one,))

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from serving import schemas
+from serving.rows import NOT_BLANK
 
 DESCRIPTION = """Churn probability within the horizon, the recommended tier, and decisions under consent, caps, capacities and budget.
 
@@ -13,6 +14,7 @@ DESCRIPTION = """Churn probability within the horizon, the recommended tier, and
 3. `POST /v1/events` and `POST /v1/outcomes` tell what happened since; the next score and decision know it.
 
 Expected gains rest on the effects named in `effects_source`: `assumed` until measured. Stored data carry pseudonyms only.
+A customer is named by the shop's own id or by the pseudonym that answers give. A body may be compressed (`Content-Encoding: gzip`).
 Send a key with `Authorization: Bearer KEY` (`holdfast keys add`). `/try` is a page to try it in a browser."""
 _SCORED = {
     "status": "scored",
@@ -49,7 +51,7 @@ _DECIDED = {
 EXAMPLES: dict[str, Any] = {
     "ScoreAnswer": {**_VERSIONS, "results": [_SCORED]},
     "DecisionAnswer": {**_VERSIONS, "results": [_DECIDED]},
-    "EventsAnswer": {"accepted": 1, "known": 0, "erased": 0},
+    "EventsAnswer": {"accepted": 1, "known": 0, "erased": 0, "unknown": 0, "nobody": 0},
     "OutcomesAnswer": {"accepted": 1, "known": 0, "unknown": 0},
 }
 REQUESTS = (
@@ -58,6 +60,9 @@ REQUESTS = (
     schemas.EventsRequest,
     schemas.OutcomesRequest,
     schemas.ConsentRequest,
+    schemas.ProfileRequest,
+    schemas.CustomerConsents,
+    schemas.ErasureRequest,
 )
 ANSWERS = (
     schemas.ScoreAnswer,
@@ -77,11 +82,17 @@ _BODY = {
     "400": "The body is not JSON",
     "408": "The body came too slowly",
     "413": "The body is larger than allowed",
-    "415": "The content type is not application/json",
+    "415": "The content type is not application/json, or the content encoding not gzip",
     "422": "A field breaks the schema; `errors` names the fields",
 }
 _BUSY = {"503": "Too many requests wait; see Retry-After"}
-_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1, "maxLength": 128}}
+_ID = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "description": "percent-encoded, a slash too; or name the customer in a body (`/v1/customers/profile`, `consents`, `erasure`)",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": NOT_BLANK},
+}
 
 
 def document(version: str) -> dict[str, Any]:
@@ -96,7 +107,7 @@ def document(version: str) -> dict[str, Any]:
             "description": DESCRIPTION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "servers": [{"url": "/"}],
+        "servers": [{"url": "./"}],
         "security": [{"bearer": []}, {"header": []}],
         "paths": _paths(),
         "components": {
@@ -112,7 +123,7 @@ def document(version: str) -> dict[str, Any]:
 def _paths() -> dict[str, Any]:
     after = {"name": "after", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 2**62, "default": 0}}
     limit = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 1000, "default": 100}}
-    decision = {**_ID, "description": "32 hexadecimal digits"}
+    decision = {**_ID, "description": "32 hexadecimal digits", "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"}}
     busy, gone = {**_KEYED, **_BODY, **_BUSY}, {"404": "Not known here"}
     score = _posted("score", "Score customers by id, raw history or feature row", "ScoreRequest", "ScoreAnswer", busy)
     score["responses"]["409"] = _problem("The model version asked for is not loaded")
@@ -133,6 +144,13 @@ def _paths() -> dict[str, Any]:
         "/v1/outcomes": {"post": _posted("outcomes", "Tell what happened to decisions", "OutcomesRequest", "OutcomesAnswer", busy)},
         "/v1/customers/{id}": {"get": profile, "delete": erase},
         "/v1/customers/{id}/consents": {"put": consents},
+        "/v1/customers/profile": {
+            "post": _posted("profileOf", "What is known of a customer", "ProfileRequest", "Profile", {**busy, **gone})
+        },
+        "/v1/customers/consents": {
+            "post": _posted("consentsOf", "Give or withdraw consents of a customer", "CustomerConsents", "Consented", {**busy, **gone})
+        },
+        "/v1/customers/erasure": {"post": _posted("eraseOne", "Erase a customer everywhere", "ErasureRequest", "Erased", {**busy, **gone})},
         "/v1/model": {"get": _read("model", "What is served", "ModelAnswer", _KEYED)},
         "/v1/policy": {"get": _plain("policy", "The policy in force", "application/json", {"type": "object"}, _KEYED)},
         "/metrics": {"get": _plain("metrics", "Prometheus metrics", "text/plain", {"type": "string"}, _KEYED)},

@@ -173,7 +173,9 @@ def seal(bento: Path, moment: datetime) -> str:
     ``moment`` takes the place of the moment of building. Everybody may read the folder: a service need not run as its owner.
     """
     text, stamps = re.subn(r"(?m)^creation_time: .*$", f"creation_time: '{moment.isoformat()}'", (bento / "bento.yaml").read_text())
-    assert stamps == 1, "BentoML changed how bento.yaml tells its creation_time"
+    if stamps != 1:
+        fix = "install the version of BentoML that requirements.lock names"
+        raise InputError(str(bento / "bento.yaml"), f"tells its creation_time {stamps} times, not once: it cannot be sealed", fix)
     write_text(bento / "bento.yaml", text)
     for cache in list(bento.rglob("__pycache__")):
         shutil.rmtree(cache)

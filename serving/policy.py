@@ -22,6 +22,8 @@ SCHEMA = 2
 TIERS = ("none", "nudge", "offer", "concierge")
 CONTACTS = TIERS[1:]
 CHANNELS = CONTACT_CHANNELS
+REMEMBERED_DAYS = 366
+"""Contacts are remembered for so long: no cap, ladder or gap may look back further."""
 Channel = Literal["push", "e-mail", "sms", "wechat", "call"]
 TierName = Literal["nudge", "offer", "concierge"]
 TouchpointName = Literal[
@@ -78,9 +80,9 @@ class Contact(_Part):
     """When a customer is contacted at all, and how contacts follow each other."""
 
     min_churn_probability: float = Field(ge=0, le=1)
-    min_gap_days: float = Field(ge=0)
+    min_gap_days: float = Field(ge=0, le=REMEMBERED_DAYS)
     climb_after_days: float = Field(ge=0)
-    ladder_days: float = Field(gt=0)
+    ladder_days: float = Field(gt=0, le=REMEMBERED_DAYS)
 
 
 class Unrecoverable(_Part):
@@ -135,7 +137,7 @@ class Cap(_Part):
     channel: Literal["any", "push", "e-mail", "sms", "wechat", "call"]
     segment: SegmentName | None = None
     contacts: int = Field(ge=0)
-    days: float = Field(gt=0)
+    days: float = Field(gt=0, le=REMEMBERED_DAYS)
 
 
 class Tiers(_Part):

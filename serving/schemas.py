@@ -1,89 +1,45 @@
 """Requests and answers of the API: strict types, unknown fields refused, no NaN, nothing echoed in errors."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, NotRequired, Union
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic import Strict as Strict_
-from typing_extensions import TypedDict
 
 from features.domain import PlanStage, Stage, ValueSegment
-from features.schema import EXACT, FLAG, SOURCES, TEXT, TIME, Column
 from serving.policy import CHANNELS, TIERS, Occasion
+from serving.rows import (
+    LARGEST,
+    ROWS,
+    Attributes,
+    Consent,
+    Contact,
+    Coupon,
+    Delivery,
+    Event,
+    Id,
+    Line,
+    Membership,
+    Moment,
+    NewEvent,
+    Order,
+    Points,
+    Return,
+    Review,
+    Strict,
+    Ticket,
+    _unique_orders,
+)
+
+__all__ = ["ROWS", "Line"]
 
 MAX_CUSTOMERS = 1000
-Id = Annotated[str, Field(min_length=1, max_length=128)]
-FIRST_YEAR, LAST_YEAR = 1970, 2200
-
-
-def _plausible(moment: datetime) -> datetime:
-    if not FIRST_YEAR < moment.year < LAST_YEAR:
-        raise ValueError(f"the year must lie between {FIRST_YEAR} and {LAST_YEAR}")
-    return moment
-
-
-Moment = Annotated[datetime, AfterValidator(_plausible)]
-_TYPED: Any = TypedDict
-LARGEST = 1e12
-"""Largest amount or quantity; four decimals count."""
-
-
-def _unique_orders(orders: Any) -> Any:
-    if orders and len({order["order_id"] for order in orders}) < len(orders):
-        raise ValueError("order_id must be unique within a customer")
-    return orders
 
 
 def _unique_customers(customers: Any) -> Any:
     if len({customer.customer_id for customer in customers}) < len(customers):
         raise ValueError("customer_id must be unique within a request")
     return customers
-
-
-class Strict(BaseModel):
-    """Base of everything that comes in."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-
-def _field(column: Column) -> Any:
-    """The field of a canonical column: type, range and meaning."""
-    given: dict[str, Any] = {"description": column.meaning}
-    kind: Any = {TEXT: Id, TIME: Moment, FLAG: bool, EXACT: float}[column.type]
-    if column.choices:
-        kind = Literal[column.choices]
-    if column.type == EXACT:
-        given |= {"gt" if column.above else "ge": column.low} if column.low is not None else {"ge": -LARGEST}
-        given |= {"le": LARGEST if column.high is None else column.high}
-    return Annotated[kind, Field(**given)] if column.required else NotRequired[Annotated[kind | None, Field(**given)]]
-
-
-def _part(name: str, source: str, without: tuple[str, ...], **more: Any) -> Any:
-    """The request's form of one canonical table (`features/schema.py`); times without a zone are the shop's local time.
-
-    A typed dictionary: a list of histories has hundreds of thousands of rows, and models would take five times as long to make.
-    """
-    fields = {column.name: _field(column) for column in SOURCES[source].columns if column.name not in without}
-    made = _TYPED(name, fields | more)
-    made.__pydantic_config__, made.__module__ = Strict.model_config, __name__
-    made.__doc__ = f"{SOURCES[source].meaning[0].upper()}{SOURCES[source].meaning[1:]}."
-    return made
-
-
-_OWNER = ("customer_id",)
-Line = _part("Line", "order_lines", ("order_id",))
-Order = _part("Order", "orders", _OWNER, lines=NotRequired[Annotated[list[Line], Field(max_length=5000, fail_fast=True)]])  # type: ignore[valid-type]
-Return = _part("Return", "returns", _OWNER)
-Attributes = _part("Attributes", "customers", _OWNER)
-Event = _part("Event", "events", _OWNER)
-Contact = _part("Contact", "contacts", _OWNER)
-Coupon = _part("Coupon", "coupons", _OWNER)
-Ticket = _part("Ticket", "tickets", _OWNER)
-Review = _part("Review", "reviews", _OWNER)
-Delivery = _part("Delivery", "deliveries", ())
-Membership = _part("Membership", "memberships", _OWNER)
-Points = _part("Points", "points", _OWNER)
-Consent = _part("Consent", "consents", _OWNER)
 
 
 class Sequences(Strict):
@@ -195,38 +151,11 @@ class DecisionRequest(Strict):
     model_version: Version | None = Field(None, description=VERSION_TEXT)
 
 
-ROWS = {
-    "orders": Order,
-    "returns": Return,
-    "customers": Attributes,
-    "events": Event,
-    "contacts": Contact,
-    "coupons": Coupon,
-    "tickets": Ticket,
-    "reviews": Review,
-    "deliveries": Delivery,
-    "memberships": Membership,
-    "points": Points,
-}
-
-
-def _event_of(table: str, row: Any) -> Any:
-    fields: dict[str, Any] = {
-        "event_id": (Id, Field(description="told again under the same id, it changes nothing")),
-        "customer_id": (Id, ...),
-        "table": (Literal[table], ...),
-        "row": (row, ...),
-    }
-    model = create_model(f"NewEvent_{table}", __base__=Strict, __module__=__name__, **fields)
-    model.__doc__ = f"A new row of {table}; one with the key of an earlier row takes its place."
-    return model
-
-
-NewEvent = Annotated[Union[tuple(_event_of(table, row) for table, row in ROWS.items())], Field(discriminator="table")]  # type: ignore[misc, valid-type]  # noqa: UP007
-
-
 class EventsRequest(Strict):
-    """What happened to customers since the last load; the next score sees it."""
+    """What happened to customers since the last load; the next score sees it.
+
+    A long list is kept in parts. After any error send the same again: what was kept is then known already.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -283,6 +212,44 @@ class ConsentRequest(Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"consents": [{"channel": "sms", "granted": False}]}]})
     consents: list[ConsentChange] = Field(default_factory=list, max_length=100, fail_fast=True)
     timezone: str | None = Field(None, max_length=64, description="IANA name, for quiet hours", examples=["Europe/Berlin"])
+
+
+class OneCustomer(Strict):
+    """A customer by the shop's id or by pseudonym, exactly one; in a body, where an id needs no encoding."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["customer_id"]}, {"required": ["pseudonym"]}]})
+    customer_id: Id = Field(None, description="the shop's id, or a pseudonym where no id of the shop looks like one")  # type: ignore[assignment]
+    pseudonym: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] = Field(None, description="as answers give it")  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if len(self.model_fields_set & {"customer_id", "pseudonym"}) != 1:
+            raise ValueError("exactly one of customer_id and pseudonym is needed")
+        return self
+
+    @property
+    def text(self) -> str:
+        """What the customer was called by."""
+        return self.pseudonym or self.customer_id
+
+
+class ProfileRequest(OneCustomer):
+    """Whom to tell about."""
+
+
+class ErasureRequest(OneCustomer):
+    """Whom to erase."""
+
+
+class CustomerConsents(ConsentRequest, OneCustomer):
+    """Consents of one customer, and where the customer lives."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"customer_id": "EU/123", "consents": [{"channel": "sms", "granted": False}]}],
+            "oneOf": [{"required": ["customer_id"]}, {"required": ["pseudonym"]}],
+        }
+    )
 
 
 class Reason(BaseModel):
@@ -419,11 +386,13 @@ class DecisionFeed(BaseModel):
 
 
 class EventsAnswer(BaseModel):
-    """How many events were new, known already, or of customers who were erased (these are not kept)."""
+    """How many events were new or known already; those of others are not kept."""
 
     accepted: int
     known: int
-    erased: int
+    erased: int = Field(description="of customers who were erased")
+    unknown: int = Field(0, description="of pseudonyms that nobody knows")
+    nobody: int = Field(0, description="of ids that stand for nobody (`identity.not_customers`)")
 
 
 class OutcomesAnswer(BaseModel):

@@ -123,11 +123,14 @@ class Engine:
         self._needs = np.array([self.names.get(name, 0) for name in decide.NEEDS])
         self._local = threading.local()
         self.lookup: Lookup | None = None
+        self.ids = self.manifest
+        """Says how ids of customers are read: the table's word where there is a table, else the model's."""
         rows = Lookup.rows(features, self.manifest) if features else None
         if rows is not None and features is not None:
             ids = rows["customer_id"].to_pylist()
             known = _warm(warm, features, identity["digest"]) if warm else None
             self.lookup = Lookup(self.of_table(rows, known), {customer: row for row, customer in enumerate(ids)}, features)
+            self.ids = table.read_manifest(features)
 
     @classmethod
     def load(cls, folder: Path, policy: Policy, features: Path | None = None, warm: Path | None = None) -> Self:
@@ -306,10 +309,6 @@ class Engine:
         rows = zip(found.tiers.tolist(), found.rule.tolist(), found.channel.tolist(), strict=True)
         told = zip(rows, found.gains_NT.tolist(), strict=True)
         return [{**decide.action(self.policy, *row), "expected_gain": gains(amounts)} for row, amounts in told]
-
-    def pseudonym(self, customer_id: str) -> str:
-        """The pseudonym of an id; a pseudonym of the table stands for itself."""
-        return customer_id if self.lookup and customer_id in self.lookup.index else self.pseudonyms(customer_id)
 
     def found(self, pseudonym: str) -> One | None:
         """A customer of the latest feature table."""

@@ -39,7 +39,7 @@ from serving import decide
 from serving.decide import Floats, Ints, Options, Situation
 from serving.decisions import remembered_days, standings
 from serving.online import DAY_SECONDS, SqliteStore
-from serving.policy import CHANNELS, TIERS, Policy
+from serving.policy import CHANNELS, REMEMBERED_DAYS, TIERS, Policy
 from serving.score import Engine
 from serving.strategies import STRATEGIES, Budgeted, Randomised, Strategy
 
@@ -256,12 +256,12 @@ def _load(kept: SqliteStore, sources: Path, snapshot: datetime, zone: ZoneInfo) 
             rows = connection.execute(_CONSENTS, [snapshot]).fetchall()
             kept.set_consents((*who, granted, at.replace(tzinfo=zone).timestamp()) for *who, granted, at in rows)
         if "contacts" in there:
-            rows = connection.execute(_CONTACTS, [snapshot, snapshot - timedelta(days=366), list(CHANNELS)]).fetchall()
+            rows = connection.execute(_CONTACTS, [snapshot, snapshot - timedelta(days=REMEMBERED_DAYS), list(CHANNELS)]).fetchall()
             kept.add_contacts((who, at.replace(tzinfo=zone).timestamp(), *what, None) for who, at, *what in rows)
     return "consents" in there
 
 
-_CONSENTS = """SELECT customer_id, purpose, coalesce(channel, ''), arg_max(granted, changed_at), max(changed_at)
+_CONSENTS = """SELECT customer_id, purpose, coalesce(channel, ''), arg_max(granted, (changed_at, NOT granted)), max(changed_at)
     FROM consents WHERE greatest(changed_at, arrived_at) <= $1 GROUP BY 1, 2, 3"""
 _CONTACTS = """
     WITH ordered AS (SELECT customer_id, max(ordered_at) AS latest FROM orders WHERE greatest(ordered_at, arrived_at) <= $1 GROUP BY 1)

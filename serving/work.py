@@ -43,7 +43,7 @@ class Gate:
         if self.full:
             metrics.refused.labels("busy").inc()
             await hold()
-            raise Refusal(503, "Busy", "more requests wait than can be answered in time", retry_after=1)
+            raise Refusal(503, "Busy", "more requests wait than can be answered in time", headers={"Retry-After": "1"})
         self.waiting += 1
         try:
             await self._turn.acquire()

@@ -15,11 +15,11 @@ import duckdb
 
 from features.errors import InputError
 from features.mapping import Contracts
-from features.schema import EXACT, SOURCES, TEXT, TIME, Column, Source
+from features.row_rules import conditions
+from features.schema import SOURCES, Source
 from features.snapshots import Orders
 from features.store import MOMENTS, Store
 
-EARLIEST = datetime(1970, 1, 2)
 WEEKS_BEFORE = 8
 LEVEL_FACTOR = 10.0
 """A typical amount that moves by this factor from one week to the next, or from one load to the next, is another unit."""
@@ -112,7 +112,7 @@ class _Table:
 
     def rows(self) -> Iterator[Rule]:
         """Rules of single rows, all answered by one scan."""
-        rules = [(c.name, *rule) for c in self.source.columns if c.required or c.name in self.mapped for rule in _row_rules(c)]
+        rules = [(c.name, *rule) for c in self.source.columns if c.required or c.name in self.mapped for rule in conditions(c)]
         counts = ", ".join(f"count(*) FILTER ({condition})" for _, _, _, _, condition in rules)
         known = [c for c in self.source.columns if not c.required and c.name in self.mapped]
         filled = ", ".join(f'count("{column.name}")' for column in known)
@@ -282,35 +282,6 @@ class _Table:
 
     def _rule(self, column: str, name: str, words: str, severity: str, broken: int, checked: int | None = None, detail: str = "") -> Rule:
         return Rule(self.source.name, column, name, words, severity, self.count if checked is None else checked, broken, detail)
-
-
-def _row_rules(column: Column) -> Iterator[tuple[str, str, str, str]]:
-    """(name, words, severity, SQL condition of a broken row) of each rule of one column."""
-    name = f'"{column.name}"'
-    if column.required:
-        yield "null", "is there in every row", "block", f"{name} IS NULL"
-    if column.type == EXACT and (column.low is not None or column.high is not None):
-        low, high = column.low if column.low is not None else -math.inf, column.high if column.high is not None else math.inf
-        below = f"{name} {'<=' if column.above else '<'} {column.low}" if column.low is not None else "false"
-        above = f"{name} > {column.high}" if column.high is not None else "false"
-        words = f"is above {low:g}" if column.above else f"is {low:g} or more" if math.isinf(high) else f"lies between {low:g} and {high:g}"
-        yield "range", words, "block", f"{below} OR {above}"
-    if column.choices:
-        listed = ", ".join(f"'{choice}'" for choice in column.choices)
-        yield "choice", f"is one of {', '.join(column.choices)}", "block", f"{name} NOT IN ({listed})"
-    if column.type == TIME:
-        yield from _time_rules(column)
-    if column.type == TEXT and not column.id:
-        yield "encoding", "has no broken characters", "warn", f"contains({name}, chr(65533))"
-
-
-def _time_rules(column: Column) -> Iterator[tuple[str, str, str, str]]:
-    name = f'"{column.name}"'
-    if column.name not in ("due_at", "expires_at"):
-        yield "future", "does not lie in the future", "block", f"{name} > $soon"
-    yield "ancient", f"does not lie before {EARLIEST:%Y}", "block", f"{name} < TIMESTAMP '{EARLIEST}'"
-    if column.after:
-        yield "order", f"does not lie before {column.after}", "block", f'{name} < "{column.after}"'
 
 
 def _median(values: Iterable[float]) -> float:

@@ -10,6 +10,7 @@ from tests.benchmarks import (
     bench_allocate,
     bench_clv,
     bench_decide,
+    bench_events,
     bench_features,
     bench_inference,
     bench_models,
@@ -30,6 +31,7 @@ def main() -> None:
         bench_online,
         bench_scale,
         bench_service,
+        bench_events,
         bench_allocate,
         bench_decide,
     )

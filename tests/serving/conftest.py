@@ -1,15 +1,20 @@
 """A running service of the fake shop's champion with a client of it, and a packaged model of the embedded sample."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from features.files import write_json
+from features.pseudonym import Pseudonyms
 from features.settings import Settings
+from serving import app, policy, server
 from serving import package as packaging
-from serving import policy, server
+from serving.check import check, write_warm
+from serving.online import SqliteStore
 from serving.score import IDENTITY
 from tests.conftest import Shop
 from training.dataset import TrainingData
@@ -51,3 +56,26 @@ def package(sample_features: Shop, tmp_path_factory: pytest.TempPathFactory) -> 
     identity = {"model_name": "holdfast-churn", "model_version": "1", "model": "lightgbm", "digest": digest, "run_id": "x"}
     write_json(folder / IDENTITY, identity)
     return folder
+
+
+@dataclass
+class Served:
+    """The application in this process, with the store and the folder in which it keeps things."""
+
+    client: TestClient
+    store: SqliteStore
+    home: Path
+    pseudonym: Callable[[str], str] = field(default_factory=lambda: Pseudonyms(b""))
+
+
+@pytest.fixture(scope="module")
+def served(sample_features: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A small model of the sample, its table, and an empty online store."""
+    from tests.serving.test_guard import packed
+
+    home, package = tmp_path_factory.mktemp("in_process"), packed(sample_features, tmp_path_factory.getbasetemp() / "package-1")
+    write_warm(check(package, sample_features.places.features), home)
+    store = SqliteStore(home / "online.db")
+    made = app.create(app.Setup(home, package, sample_features.places.features, None, "0"), lambda: store)
+    with TestClient(made, "http://holdfast") as client:
+        yield Served(client, store, home)

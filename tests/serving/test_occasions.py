@@ -98,7 +98,7 @@ def moment(desk: Desk, days_ago: float = 0.0) -> str:
 
 def tell(desk: Desk, customer: str, table: str, row: dict[str, Any], id: str = "e") -> dict[str, int]:
     body = {"events": [{"event_id": id, "customer_id": customer, "table": table, "row": row}]}
-    return desk.add_events(schemas.EventsRequest.model_validate_json(json.dumps(body)).events)
+    return asyncio.run(desk.add_events(schemas.EventsRequest.model_validate_json(json.dumps(body)).events))
 
 
 def order(desk: Desk, days_ago: float = 0.0, id: str = "new-1") -> dict[str, Any]:
@@ -234,7 +234,13 @@ def test_who_was_erased_has_no_occasion(desk: Desk, clock: Clock) -> None:
     name = somebody(desk)
     desk.store.plan_occasion(name, "silent_90d", clock.now)
     desk.store.erase(name)
-    assert tell(desk, name, "events", {"kind": "add_to_cart", "happened_at": moment(desk)}) == {"accepted": 0, "known": 0, "erased": 1}
+    assert tell(desk, name, "events", {"kind": "add_to_cart", "happened_at": moment(desk)}) == {
+        "accepted": 0,
+        "known": 0,
+        "erased": 1,
+        "unknown": 0,
+        "nobody": 0,
+    }
     assert (due(desk), planned(desk), desk.store.position()) == (0, {}, 0)
 
 

@@ -115,8 +115,36 @@ class OnlineStoreTests:
         store.set_consents([("a", "marketing", SMS, False, 20.0)])
         store.set_consents([("a", "marketing", SMS, True, 10.0), ("a", "profiling", SMS, True, 30.0)])
         assert store.standing(["a"], "marketing", 0)[0].consents == {SMS: False}
-        store.set_consents([("a", "marketing", SMS, True, 20.0)])
+        store.set_consents([("a", "marketing", SMS, True, 21.0)])
         assert store.standing(["a"], "marketing", 0)[0].consents == {SMS: True}
+
+    def test_of_two_words_at_one_moment_the_withdrawal_wins_in_either_order(self, store: OnlineStore) -> None:
+        for name, words in (("a", (True, False)), ("b", (False, True))):
+            for granted in words:
+                store.set_consents([(name, "marketing", SMS, granted, 20.0)])
+        store.set_consents([("c", "marketing", SMS, True, 20.0), ("c", "marketing", "", False, 20.0), ("c", "marketing", MAIL, True, 20.5)])
+        store.set_consents([("d", "marketing", SMS, False, 20.0), ("d", "marketing", "", True, 20.0)])
+        found = [one.consents for one in store.standing(["a", "b", "c", "d"], "marketing", 0)]
+        assert found == [{SMS: False}, {SMS: False}, {"": False, MAIL: True}, {SMS: False, "": True}]
+
+    def test_whoever_anything_is_kept_of_is_known_and_who_was_erased(self, store: OnlineStore) -> None:
+        store.put_histories([("h", "orders", b"1")])
+        store.add_events("e", [("e1", "orders", ROW)], 1.0)
+        store.set_consents([("c", "marketing", SMS, True, 1.0)])
+        store.set_timezone("z", "Asia/Tokyo")
+        store.add_contacts([("k", 1.0, 1, SMS, False, None)])
+        store.record([("id", 1.0, "d", "{}", None)])
+        store.set_persons([("other", "own")])
+        store.erase("x")
+        assert store.knows([*"heczkdx", "own", "other", "nobody"]) == {*"heczkdx", "own", "other"}
+
+    def test_orders_told_since_are_known_by_first_and_last_and_those_of_the_batch_by_a_word(self, store: OnlineStore) -> None:
+        for number in range(50):
+            store.add_events("a", [(f"e{number}", "orders", {"order_id": f"o{number:02d}"})], 1.0)
+        store.add_events("a", [("v", "events", {"order_id": "zz"})], 1.0)
+        assert store.ordered(["a"]) == (False, {"o00", "o49"})
+        store.put_histories([("b", "tickets", b"1"), ("c", "orders", b"1")])
+        assert (store.ordered(["b"]), store.ordered(["b", "c"]), store.ordered(["d"])) == ((False, set()), (True, set()), (False, set()))
 
     def test_a_word_for_any_channel_overrules_older_words_for_one(self, store: OnlineStore) -> None:
         store.set_consents([("a", "marketing", SMS, True, 10.0), ("a", "marketing", MAIL, True, 30.0), ("a", "marketing", "", False, 20.0)])

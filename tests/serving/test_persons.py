@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def decided(desk: Desk, *customers: str) -> list[dict[str, Any]]:
 
 
 def withdrawn(desk: Desk, customer: str) -> None:
-    desk.set_consents(customer, schemas.ConsentRequest(consents=[schemas.ConsentChange(granted=False)]))
+    desk.set_consents(schemas.OneCustomer(customer_id=customer), schemas.ConsentRequest(consents=[schemas.ConsentChange(granted=False)]))
 
 
 def test_every_source_gives_the_batchs_features_joined_or_not(desk: Desk) -> None:
@@ -148,11 +149,11 @@ def test_an_opt_out_by_one_id_keeps_the_person_from_every_contact(desk: Desk, sh
 
 def test_an_event_of_one_id_counts_for_the_person(desk: Desk, two: tuple[str, str]) -> None:
     other, person = two
-    before = asyncio.run(desk.profile(person))
+    before = asyncio.run(desk.profile(schemas.OneCustomer(customer_id=person)))
     row = {"order_id": "told", "ordered_at": "2025-12-31T12:00:00", "amount": 20.0}
     body = {"events": [{"event_id": "e", "customer_id": other, "table": "orders", "row": row}]}
-    assert desk.add_events(schemas.EventsRequest.model_validate_json(json.dumps(body)).events)["accepted"] == 1
-    after = asyncio.run(desk.profile(person))
+    assert asyncio.run(desk.add_events(schemas.EventsRequest.model_validate_json(json.dumps(body)).events))["accepted"] == 1
+    after = asyncio.run(desk.profile(schemas.OneCustomer(customer_id=person)))
     assert after["events_since_load"] == 1
     assert after["rfmb"]["frequency_orders"] == before["rfmb"]["frequency_orders"] + 1
 
@@ -181,11 +182,13 @@ def test_an_outcome_of_a_decision_from_before_the_link_is_the_persons(desk: Desk
     desk.store.set_persons([])
     (alone,) = desk.decider.decide(engine, [engine.found(person)], [hidden], None, [False])  # type: ignore[list-item]
     desk.store.set_persons(pairs)
-    told = [{"decision_id": alone["decision_id"], "kind": "unsubscribed", "at": "2026-01-01T12:00:00"}]
+    told = [{"decision_id": alone["decision_id"], "kind": "unsubscribed", "at": datetime.now(UTC).isoformat()}]
     desk.add_outcomes(schemas.OutcomesRequest.model_validate_json(json.dumps({"outcomes": told})).outcomes)
     (standing,) = desk.store.standing([person], "marketing", 0)
     assert standing.consents[alone["channel"] or ""] is False
-    assert alone["decision_id"] in {one["decision_id"] for one in asyncio.run(desk.profile(person))["decisions"]}
+    assert alone["decision_id"] in {
+        one["decision_id"] for one in asyncio.run(desk.profile(schemas.OneCustomer(customer_id=person)))["decisions"]
+    }
 
 
 def test_a_new_account_of_an_erased_person_is_a_new_person(desk: Desk, shop: Shop, two: tuple[str, str], tmp_path: Path) -> None:
@@ -206,11 +209,12 @@ def test_a_new_account_of_an_erased_person_is_a_new_person(desk: Desk, shop: Sho
 def test_an_erasure_by_one_id_removes_the_person_under_all(desk: Desk, shop: Shop, two: tuple[str, str], tmp_path: Path) -> None:
     other, person = two
     hidden = desk.champions.current.pseudonyms(other)
-    assert desk.erase(other, partial(ask, tmp_path)) == [person, hidden]
+    erased = desk.erase(schemas.OneCustomer(customer_id=other), partial(ask, tmp_path), lambda names: False)
+    assert asyncio.run(erased) == [person, hidden]
     assert list(asked(tmp_path).values()) == [[person, hidden]]
     for name in (other, person):
         with pytest.raises(Refusal):
-            asyncio.run(desk.profile(name))
+            asyncio.run(desk.profile(schemas.OneCustomer(pseudonym=name) if name == person else schemas.OneCustomer(customer_id=name)))
     dataset = mapping.read(shop.mapping)
     desk.store.set_meta(LOADED, None)
     load(desk.store, shop.places.sources, dataset.timezone, guards=dataset.identity)  # the shop's files still hold the person

@@ -357,7 +357,13 @@ def test_an_erased_customer_is_unknown_to_every_worker_at_once(shop: Private, er
                 assert told["status"] == "unknown"
                 (told,) = ask(worker, "POST", path, {"customers": [{"customer_id": name}]})[1]["results"]
                 assert told["status"] == "unknown"
-        assert ask(worker, "POST", "/v1/events", {"events": [event]})[1] == {"accepted": 0, "known": 0, "erased": 1}
+        assert ask(worker, "POST", "/v1/events", {"events": [event]})[1] == {
+            "accepted": 0,
+            "known": 0,
+            "erased": 1,
+            "unknown": 0,
+            "nobody": 0,
+        }
 
 
 def test_an_erased_customer_is_in_no_file_a_minute_later(shop: Private, erased: str) -> None:

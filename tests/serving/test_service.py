@@ -1,6 +1,7 @@
 """The service as a downstream app sees it: answers equal the batch's, bad input is refused by field, nothing leaks."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -133,7 +134,7 @@ def test_a_second_decision_keeps_the_minimum_gap_and_an_outcome_is_kept(client: 
     contacted = [(one, again) for one, again in zip(first, second, strict=True) if one["tier"] != "none"]
     assert contacted
     assert {(again["tier"], again["binding"]) for _, again in contacted} == {("none", "minimum_gap")}
-    outcome = {"decision_id": contacted[0][0]["decision_id"], "kind": "responded", "at": "2026-11-25T12:00:00Z", "value": 20.0}
+    outcome = {"decision_id": contacted[0][0]["decision_id"], "kind": "responded", "at": datetime.now(UTC).isoformat(), "value": 20.0}
     told = [client.post("/v1/outcomes", json={"outcomes": [outcome]}).json() for _ in range(2)]
     assert told == [{"accepted": 1, "known": 0, "unknown": 0}, {"accepted": 0, "known": 1, "unknown": 0}]
 
