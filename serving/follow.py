@@ -15,6 +15,7 @@ from typing import Any
 
 from features.errors import InputError, RefusedError
 from features.files import read_json
+from features.mlflow_client import NoAnswerError
 from features.settings import ENVIRONMENT, Settings
 from serving.champions import POINTER, publish, refuse
 
@@ -32,15 +33,18 @@ def follow(name: str, alias: str, folder: Path, features: Path | None) -> None:
             version = client.get_model_version_by_alias(name, alias)
             now = (version.version, version.tags.get("holdfast.digest"))
             if now != handled:
-                handled = now
                 _take_over(settings, name, alias, folder, features, str(version.version))
+                handled = now
         except Exception as error:  # the registry may be away for a while; the service goes on
             print(f"follower: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", file=sys.stderr, flush=True)
         time.sleep(settings.follow_seconds)
 
 
 def _take_over(settings: Settings, name: str, alias: str, folder: Path, features: Path | None, version: str) -> None:
-    """Fetch, try and publish a version; one that fails is noted and never tried again while the alias stays on it."""
+    """Fetch, try and publish a version; one that fails is noted and never tried again while the alias stays on it.
+
+    A registry that gives no answer says nothing of the version (NoAnswerError): it is tried again.
+    """
     from serving.package import fetch
 
     package = folder / f"v{version}"
@@ -50,6 +54,8 @@ def _take_over(settings: Settings, name: str, alias: str, folder: Path, features
         fetch(settings, name, alias, package, _policy(folder))
         publish(folder, package, settings.home, features)
         print(f"follower: version {version} is published", flush=True)
+    except NoAnswerError:
+        raise
     except (InputError, RefusedError) as error:
         refuse(folder, version, str(error).splitlines()[0])
         print(f"follower: version {version} must not serve: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """The batch's side into the online store: histories, consents and recent contacts of every customer, as the canonical tables have them."""
 
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -12,8 +12,10 @@ import pyarrow as pa
 
 from features import identity
 from features.mapping import Identity
+from features.moments import utc
 from features.schema import SOURCES
-from features.store import Store
+from features.snapshots import Orders
+from features.store import MOMENTS, Store
 from serving import histories
 from serving.online import OnlineStore
 from serving.policy import CHANNELS, REMEMBERED_DAYS
@@ -56,18 +58,18 @@ def load(
             progress(f"online store: {batch.rows[name]:,} rows of {name}")
         if "consents" in batch.parts:
             with store.transaction():
-                rows = list(_consents(connection, zone))
+                rows = list(_consents(connection))
                 gone = store.erased([row[0] for row in rows])
                 store.set_consents(row for row in rows if row[0] not in gone)
-        last = _last(connection)
+        last = _last(connection, zone)
         if "contacts" in batch.parts:
             with store.transaction():
                 store.forget_contacts()
-                contacts = list(_contacts(connection, last, zone))
+                contacts = list(_contacts(connection, last))
                 gone = store.erased([contact[0] for contact in contacts])
                 store.add_contacts(contact for contact in contacts if contact[0] not in gone)
     with store.transaction():
-        store.forget_events(last.replace(tzinfo=zone).timestamp())
+        store.forget_events(last.replace(tzinfo=UTC).timestamp())
         store.set_meta(LOADED, {"fingerprint": state, "last": last.isoformat(), "consents": "consents" in batch.parts})
     return True
 
@@ -111,35 +113,37 @@ def _split(rows: pa.Table, name: str, schema: pa.Schema) -> Iterator[tuple[str, 
         yield owners[start], name, copied.serialize().to_pybytes()
 
 
-def _consents(connection: duckdb.DuckDBPyConnection, zone: ZoneInfo) -> Iterator[tuple[str, str, str, bool, float]]:
+def _consents(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, str, str, bool, float]]:
     found = connection.execute(
-        """SELECT customer_id, purpose, coalesce(channel, ''), arg_max(granted, (changed_at, NOT granted)), max(changed_at)
-           FROM consents GROUP BY 1, 2, 3"""
+        f"""SELECT customer_id, purpose, coalesce(channel, ''), arg_max(granted, (changed_at, NOT granted)), max(changed_at)
+           FROM {MOMENTS}.consents GROUP BY 1, 2, 3"""
     )
     while rows := found.fetchmany(10_000):
         for customer, purpose, channel, granted, since in rows:
-            yield customer, purpose, channel, granted, since.replace(tzinfo=zone).timestamp()
+            yield customer, purpose, channel, granted, since.replace(tzinfo=UTC).timestamp()
 
 
-def _contacts(connection: duckdb.DuckDBPyConnection, last: datetime, zone: ZoneInfo) -> Iterator[tuple[Any, ...]]:
+def _contacts(connection: duckdb.DuckDBPyConnection, last: datetime) -> Iterator[tuple[Any, ...]]:
     """Recent contacts; answered by a click, a conversion, or an order after it."""
     found = connection.execute(
-        """SELECT c.customer_id, c.sent_at, coalesce(c.tier, 1)::INT, coalesce(c.channel, ''),
+        f"""SELECT c.customer_id, c.sent_at, coalesce(c.tier, 1)::INT, coalesce(c.channel, ''),
                   c.clicked_at IS NOT NULL OR c.converted_at IS NOT NULL OR coalesce(o.latest > c.sent_at, false)
-           FROM contacts AS c LEFT JOIN (SELECT customer_id, max(ordered_at) AS latest FROM orders GROUP BY 1) AS o USING (customer_id)
+           FROM {MOMENTS}.contacts AS c
+           LEFT JOIN (SELECT customer_id, max(ordered_at) AS latest FROM {MOMENTS}.orders GROUP BY 1) AS o USING (customer_id)
            WHERE c.sent_at > $1 ORDER BY c.sent_at""",
         [last - timedelta(days=REMEMBERED_DAYS)],
     )
     while rows := found.fetchmany(10_000):
         for customer, at, tier, channel, answered in rows:
             if tier > 0 and (channel in CHANNELS or not channel):
-                yield customer, at.replace(tzinfo=zone).timestamp(), tier, channel, answered, None
+                yield customer, at.replace(tzinfo=UTC).timestamp(), tier, channel, answered, None
 
 
-def _last(connection: duckdb.DuckDBPyConnection) -> datetime:
-    """When the canonical tables learnt of something last."""
-    found: datetime = connection.execute("SELECT max(greatest(ordered_at, arrived_at)) FROM orders").fetchall()[0][0]
-    return found
+def _last(connection: duckdb.DuckDBPyConnection, zone: ZoneInfo) -> datetime:
+    """When the canonical tables learnt of something last, in UTC; a stray later order is no evidence of the time before it."""
+    newest: datetime = connection.execute(f"SELECT max(greatest(ordered_at, arrived_at)) FROM {MOMENTS}.orders").fetchall()[0][0]
+    end = datetime.combine(Orders.of(connection).span[1] + timedelta(days=1), time())
+    return min(newest, utc(end, zone))
 
 
 def _chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:

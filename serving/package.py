@@ -20,6 +20,7 @@ from typing import Any
 
 from features.errors import InputError, RefusedError
 from features.files import read_json, sha256, sha256_json, write_json, write_text
+from features.mlflow_client import aliased, answering
 from features.settings import Settings
 from serving import policy as policies
 from serving.score import IDENTITY
@@ -61,21 +62,22 @@ pseudonyms where ids are personal.
 def fetch(settings: Settings, name: str, alias: str, into: Path, policy: Path | None) -> dict[str, Any]:
     """Put a registered model, its identity and the policy into a folder; returns the identity.
 
-    Raises RefusedError when the alias names nothing or the version passed no gate, InputError when a digest is off.
+    Raises RefusedError when the alias names nothing or the version passed no gate, InputError when a digest is off, NoAnswerError
+    when the registry is away.
     """
     import mlflow
-    from mlflow.exceptions import MlflowException
 
-    client = settings.mlflow()
-    try:
-        version = client.get_model_version_by_alias(name, alias)
-    except MlflowException:
-        raise RefusedError(f"models:/{name}@{alias} does not exist: train and promote first (`holdfast run`)") from None
+    with answering(f"models:/{name}@{alias}"):
+        client = settings.mlflow()
+    version = aliased(client, name, alias)
+    if version is None:
+        raise RefusedError(f"models:/{name}@{alias} does not exist: train and promote first (`holdfast run`)")
     if alias == "champion" and version.tags.get("holdfast.gates") != "pass":
         raise RefusedError(f"models:/{name}@{alias} (v{version.version}) passed no promotion gate: use `holdfast promote`")
     shutil.rmtree(into, ignore_errors=True)
     model = f"models:/{name}/{version.version}"
-    copied = Path(mlflow.artifacts.download_artifacts(model, dst_path=str(into / "download")))
+    with answering(model):
+        copied = Path(mlflow.artifacts.download_artifacts(model, dst_path=str(into / "download")))
     found = next(iter(sorted(copied.rglob("digests.json"))), None)
     if found is None:
         raise InputError(model, "holds no saved model", "train again: `holdfast train`")

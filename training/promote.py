@@ -10,6 +10,7 @@ from features import table
 from features.errors import InputError, RefusedError
 from features.files import read_json, write_json
 from features.mapping import Promotion
+from features.mlflow_client import NoAnswerError
 from features.settings import Settings
 from features.table import Manifest
 from training import fit, journal, tracking
@@ -121,7 +122,7 @@ def _rivals(registry: Registry, champion: ModelVersion | None, data: TrainingDat
 def _read(registry: Registry, champion: ModelVersion, name: str) -> Scorer:
     try:
         return registry.load(str(champion.version))
-    except tracking.NoAnswerError:
+    except NoAnswerError:
         raise
     except InputError as error:  # of an earlier version of Holdfast, or altered: training anew does not mend it
         raise InputError(name, f"cannot be judged against: {error.where}: {error.problem}", RETIRE) from error

@@ -12,10 +12,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from features.errors import InputError
+from features.mlflow_client import aliased, answering
 from features.table import KEYS
 from training.models.base import Rows
 from training.models.scorer import DIGESTS, Scorer, verify
-from training.tracking import answering
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 DIGEST, MODEL, DATASET, RUN = "holdfast.digest", "holdfast.model", "holdfast.dataset", "holdfast.run"
@@ -96,22 +96,9 @@ class Registry:
         return sorted(found, key=lambda version: int(version.version))
 
     def aliased(self, alias: str) -> ModelVersion | None:
-        """The version that an alias names; None only where the registry says that there is no such model or alias.
-
-        MLflow tells a missing alias, an alias whose version is gone and a broken store by the same exception, two of them even by the
-        same code. So the model is asked for, which answers with its aliases. Raises InputError for everything else.
-        """
-        with answering(self._where(alias=alias)):
-            try:
-                model = self.client.get_registered_model(self.name)
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return None
-                raise
-            if model.name != self.name:
-                raise MlflowException(f"asked for {self.name}, it answered with {model.name!r}")
-            version = model.aliases.get(alias)
-            return None if version is None else self.client.get_model_version(self.name, str(version))
+        """The version that an alias names, or None; see `mlflow_client.aliased`."""
+        found: ModelVersion | None = aliased(self.client, self.name, alias)
+        return found
 
     def point(self, alias: str, version: str) -> None:
         """Move an alias."""

@@ -3,8 +3,7 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,14 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from mlflow.utils.time import get_current_time_millis
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
-from features.errors import InputError
+from features.mlflow_client import answering
 from features.settings import Settings
 from training.dataset import TrainingData
 
 EXPERIMENT = "holdfast"
 SAMPLING_SECONDS = 15
 FINGERPRINT, TRIAL = "holdfast.fingerprint", "holdfast.trial"
-
-
-class NoAnswerError(InputError):
-    """A store of MLflow gave no answer; that says nothing of what it holds."""
 
 
 def connect(settings: Settings) -> MlflowClient:
@@ -41,20 +35,6 @@ def connect(settings: Settings) -> MlflowClient:
     with answering("MLflow"):
         client: MlflowClient = settings.mlflow()
     return client
-
-
-@contextmanager
-def answering(where: str) -> Iterator[None]:
-    """Raise NoAnswerError for an error of MLflow's stores: it is never the answer "there is none"."""
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of a file here, not of a server
-            raise
-        code = getattr(error, "error_code", type(error).__name__)
-        cause = " ".join(str(error).split("[SQL:")[0].split())[:200]
-        problem = f"tracking server or registry gave no answer ({code}: {cause})"
-        raise NoAnswerError(where, problem, "mend MLFLOW_TRACKING_URI or what it names, then run the same command again") from error
 
 
 def experiment_id(client: MlflowClient, settings: Settings) -> str:

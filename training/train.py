@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 
 from features.errors import InputError
 from features.files import read_json, replacing, write_json
+from features.mlflow_client import answering
 from features.settings import Settings
 from training import evaluate, fit, tracking
 from training.config import TrainConfig
@@ -47,7 +48,7 @@ class Trained:
     """None for a table that does not tell when the next order came."""
 
 
-@tracking.answering("MLflow")
+@answering("MLflow")
 def train(
     model_name: str, places: Places, settings: Settings, config: TrainConfig, progress: Progress = lambda line: None
 ) -> dict[str, Any]:
