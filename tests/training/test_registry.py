@@ -17,10 +17,13 @@ from mlflow import MlflowClient
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from features.errors import InputError
+from features.errors import InputError, RefusedError
 from features.files import sha256
 from features.mapping import Promotion
+from features.mlflow_client import NoAnswerError
 from features.settings import Settings
+from serving import follow
+from serving.package import fetch
 from tests.training.ready_made import MODEL, copy, frame, learn, places
 from training import tracking
 from training.promote import promote
@@ -191,3 +194,23 @@ def wait_for(port: int) -> None:
         else:
             return
     raise TimeoutError(f"nothing answers at port {port}")
+
+
+def test_packaging_takes_no_silence_for_no_champion(server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    server.status, server.body = 500, b"oops"  # type: ignore[attr-defined]
+    with pytest.raises(NoAnswerError, match="gave no answer"):
+        fetch(Settings(home=tmp_path), MODEL, CHAMPION, tmp_path / "package", None)
+    server.status, server.body = 404, MISSING  # type: ignore[attr-defined]
+    with pytest.raises(RefusedError, match="does not exist"):
+        fetch(Settings(home=tmp_path), MODEL, CHAMPION, tmp_path / "package", None)
+
+
+def test_the_follower_tries_again_what_the_registry_did_not_answer(
+    server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    server.status, server.body = 500, b"oops"  # type: ignore[attr-defined]
+    with pytest.raises(NoAnswerError):
+        follow._take_over(Settings(home=tmp_path), MODEL, CHAMPION, tmp_path, None, "7")
+    assert not list(tmp_path.glob("*.json")), "a refusal would be for ever"
