@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from features.errors import InputError
 from features.mapping import Dataset
+from features.row_rules import EARLIEST
 
 VALIDATION_SNAPSHOTS = 3
 CALIBRATION_SNAPSHOTS = 3
@@ -27,8 +28,9 @@ class Orders:
     @classmethod
     def of(cls, connection: Any) -> Self:
         """The orders of the canonical tables that a connection of DuckDB sees, by the shop's calendar."""
-        query = "SELECT CAST(ordered_at AS DATE), count(*) FROM orders WHERE ordered_at IS NOT NULL GROUP BY 1 ORDER BY 1"
-        rows = connection.execute(query).fetchall()
+        possible = f"ordered_at BETWEEN TIMESTAMP '{EARLIEST}' AND $1"  # the contract tells all others
+        query = f"SELECT CAST(ordered_at AS DATE), count(*) FROM orders WHERE {possible} GROUP BY 1 ORDER BY 1"
+        rows = connection.execute(query, [datetime.now() + timedelta(days=2)]).fetchall()
         return cls(tuple(day for day, _ in rows), tuple(count for _, count in rows))
 
     @property
@@ -116,6 +118,9 @@ def schedule(dataset: Dataset, first_order: date, last_order: date) -> tuple[Spl
     horizon = timedelta(days=dataset.churn.horizon_days)
     file, given = str(dataset.file), dataset.snapshots
     last_event = given.complete_until or last_order
+    if given.complete_until and given.complete_until > date.today() + timedelta(days=1):
+        fix = "give the last day whose orders are all there"
+        raise InputError(f"{file}: snapshots.complete_until = {given.complete_until}", "lies in the future", fix)
     latest = datetime.combine(last_event + timedelta(days=1), time())
     first = _midnight(given.first) or datetime.combine(first_order + horizon, time())
     last_complete = latest - horizon

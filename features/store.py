@@ -158,11 +158,13 @@ def _years(tables: Iterable[list[str]]) -> tuple[int, int]:
     found: set[int] = set()
     for path in (path for paths in tables for path in paths):
         meta = pq.read_metadata(path)
-        for group in range(meta.num_row_groups):
-            columns = (meta.row_group(group).column(place) for place in range(meta.num_columns))
-            spans = (column.statistics for column in columns if column.statistics is not None and column.statistics.has_min_max)
+        columns = (meta.row_group(group).column(place) for group in range(meta.num_row_groups) for place in range(meta.num_columns))
+        try:
+            spans = [column.statistics for column in columns if column.statistics is not None and column.statistics.has_min_max]
             found |= {moment.year for span in spans for moment in (span.min, span.max) if hasattr(moment, "year")}
-    return (min(found) - 1, max(found) + 1) if found else (1970, 2100)
+        except (ValueError, OverflowError):  # a moment that Python has no year for; the contract tells it
+            return 1970, 2100
+    return (max(min(found) - 1, 1), min(max(found) + 1, 9999)) if found else (1970, 2100)
 
 
 def folder_of(file: Path) -> Path:

@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -161,6 +162,23 @@ def test_the_mapping_file_may_say_until_when_the_orders_are_complete() -> None:
     given = dataset.snapshots.model_copy(update={"complete_until": date(2011, 11, 30)})
     _, latest = schedule(dataset.model_copy(update={"snapshots": given}), date(2009, 12, 1), date(2011, 12, 9))
     assert latest == datetime(2011, 12, 1)
+
+
+def test_the_end_of_the_data_does_not_lie_in_the_future() -> None:
+    dataset = mapping.read()
+    given = dataset.snapshots.model_copy(update={"complete_until": date.today() + timedelta(days=30)})
+    with pytest.raises(InputError, match="lies in the future"):
+        schedule(dataset.model_copy(update={"snapshots": given}), date(2009, 12, 1), date(2011, 12, 9))
+
+
+@pytest.mark.parametrize("moment", ["infinity", "9999-12-31", "0001-01-01", "200000-01-01"])
+def test_moments_beyond_all_calendars_are_told_by_the_contract(moment: str, tmp_path: Path) -> None:
+    with duckdb.connect(str(tmp_path / "shop.duckdb")) as db:
+        db.register("given", arrow(ROWS))
+        db.execute("CREATE TABLE orders AS SELECT * FROM given")
+        db.execute(f"UPDATE orders SET ordered_at = TIMESTAMPTZ '{moment}' WHERE order_id = 7000000")
+    found = judged(Written('database = "shop.duckdb"\ntable = "orders"'), tmp_path)
+    assert found["orders.ordered_at.future"].broken + found["orders.ordered_at.ancient"].broken == 1
 
 
 def test_the_first_order_of_1990_is_told_and_moves_nothing(tmp_path: Path) -> None:
