@@ -1,6 +1,6 @@
 """Sources that know no types (CSV, SQLite): the texts that a mapping computes with become what all of their values are."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import duckdb
 
@@ -11,16 +11,20 @@ from features.sql import name
 from features.texts import Step
 
 
-def typed(connection: duckdb.DuckDBPyConnection, relation: str, columns: Iterable[str], decimal: str | None, zone: str) -> str:
+def typed(
+    connection: duckdb.DuckDBPyConnection, relation: str, columns: Iterable[str], measures: Sequence[str], decimal: str | None, zone: str
+) -> str:
     """A relation of texts whose given columns are numbers, moments or truth values where every value is one.
 
-    Nothing is lost: a column of which two texts would become one number stays text.
+    Nothing is lost: a column of which two texts would become one number stays text, but where it is a number alone (``measures``).
     """
-    steps = {column: _typed(connection, relation, column, decimal, zone) for column in columns}
+    steps = {column: _typed(connection, relation, column, column in measures, decimal, zone) for column in columns}
     return staged(relation, {column: some for column, some in steps.items() if some})
 
 
-def _typed(connection: duckdb.DuckDBPyConnection, relation: str, column: str, decimal: str | None, zone: str) -> tuple[Step, ...]:
+def _typed(
+    connection: duckdb.DuckDBPyConnection, relation: str, column: str, measure: bool, decimal: str | None, zone: str
+) -> tuple[Step, ...]:
     looks = texts.look(connection, relation, name(column))
     if not looks.known:
         return ()
@@ -31,7 +35,7 @@ def _typed(connection: duckdb.DuckDBPyConnection, relation: str, column: str, de
             return texts.flag().steps
         if looks.points == looks.known or looks.commas == looks.known:
             steps = texts.number(looks, decimal, "DOUBLE").steps
-            return steps if _one_to_one(connection, relation, column, steps) else ()
+            return steps if measure or _one_to_one(connection, relation, column, steps) else ()
         if looks.iso + looks.turned == looks.known:
             return (*texts.moment(looks, zone, None).steps, lambda x: _seen(x, looks, zone))
     except texts.Unclear:

@@ -20,7 +20,7 @@ from features.databases import EXACT_FLOAT
 from features.errors import InputError
 from features.loose import typed
 from features.mapping import Dataset, Table
-from features.schema import SOURCES, TEXT
+from features.schema import EXACT, SOURCES, TEXT
 from features.sql import literal, name, parquet
 
 FILE = "holdfast file"
@@ -52,12 +52,14 @@ class Names:
     """Names used for ids and other texts, or to group by."""
     computed: frozenset[str]
     """Names used in an expression or a condition."""
+    measures: frozenset[str] = frozenset()
+    """Names used in conditions and in expressions for numbers, and nowhere else: that 12.5 and 12.50 are one number does no harm there."""
     everything: bool = False
 
     @classmethod
     def of(cls, place: Place, table: Table, key: str) -> "Names":
         """What one table of a mapping file names; ``key`` is its canonical table."""
-        texts, computed, every = set(), set(), set()
+        texts, computed, every, others = set(), set(), set(), set()
         for column, text in table.columns.items():
             bare = _bare(text)
             named = {bare} if bare else {text} | identifiers(text)
@@ -66,14 +68,16 @@ class Names:
                 texts |= named
             if not bare:
                 computed |= named
+            others |= named if SOURCES[key].column(column).type != EXACT else set()
         for text in filter(None, (table.where, table.query)):
             computed |= identifiers(text)
         for text in (table.group_by or "").split(","):
             bare = _bare(text.strip())
             texts |= {bare} if bare else set()
             computed |= identifiers(text)
+        others |= identifiers(f"{table.group_by} {table.query}")
         everything = bool(table.query and re.search(r"(?<!\()\s*\*", table.query))
-        return cls(place, frozenset(every | computed), frozenset(texts), frozenset(computed), everything)
+        return cls(place, frozenset(every | computed), frozenset(texts), frozenset(computed), frozenset(computed - others), everything)
 
     def wanted(self, names: Sequence[str]) -> list[int]:
         """Positions of the columns to read among all of a file. Raises InputError where a name fits several."""
@@ -100,6 +104,10 @@ class Names:
     def is_computed(self, column: str) -> bool:
         """Whether a column is part of an expression or a condition."""
         return self.everything or self._among(column, self.computed)
+
+    def is_measure(self, column: str) -> bool:
+        """Whether a column is used as a number alone."""
+        return self._among(column, self.measures)
 
     def _among(self, column: str, names: frozenset[str]) -> bool:
         return column in names or (column not in self.every and column.casefold() in {one.casefold() for one in names})
@@ -241,7 +249,9 @@ class Reader:
         """A table of texts with those typed that the mapping computes with, and uses for no id or other text."""
         rows = self._described(name(alias), "", "")
         computed = [c for c in rows.types if self.names.is_computed(c) and not self.names.is_text(c)]
-        return self._described(typed(self.connection, name(alias), computed, self.table.decimal, self.dataset.timezone), "", "")
+        measures = [c for c in computed if self.names.is_measure(c)]
+        relation = typed(self.connection, name(alias), computed, measures, self.table.decimal, self.dataset.timezone)
+        return self._described(relation, "", "")
 
     def _form(self, file: str, key: str) -> csvfiles.Form:
         try:

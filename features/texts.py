@@ -57,6 +57,8 @@ class Looks:
     """Numbers like 1,234, which a comma for the decimals and one between thousands leave open."""
     grouped: int = 0
     """Numbers with a mark between the thousands, if a point marks the decimals."""
+    rounded: int = 0
+    """Numbers with more than the four decimals that count."""
     iso: int = 0
     plain: int = 0
     """A day and a time of day, year first, without a zone, as the engine itself reads them."""
@@ -90,6 +92,7 @@ _COUNTS = {
     "sure_commas": _full(f"{_COMMA}|{_GAPS_COMMA}") + " AND NOT " + _full(f"{_POINT}|{_GAPS_POINT}"),
     "ambiguous": f"{_full(_COMMAS)} AND {_full(_COMMA)}",
     "grouped": f"{_full(_COMMAS)} OR {_full(_GAPS_POINT)} OR {_full(_GAPS_COMMA)}",
+    "rounded": rf"regexp_matches({_TEXT}, '^[^:]*[.,][0-9]{{4,}}[1-9][0-9]*$')",
     "iso": _full(ISO),
     "plain": _full(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?"),
     "compact": _full(COMPACT),
@@ -144,6 +147,7 @@ def number(looks: Looks, decimal: str | None, kind: str) -> Reading:
     thousands = "." if mark == "," else ","
     grouped = looks.commas - looks.known + looks.sure_points if mark == "," else looks.grouped
     guesses = {"a comma read as the decimal mark": looks.sure_commas} if mark == "," else {"marks between thousands left out": grouped}
+    guesses["more than four decimals, rounded"] = looks.rounded
 
     def read(x: str) -> str:
         bare = f"regexp_replace({x}, '([0-9])[ ''’\\x{{a0}}\\x{{202f}}]([0-9]{{3}})', '\\1\\2', 'g')" if looks.grouped else x

@@ -282,6 +282,24 @@ def test_an_id_of_a_type_that_is_none_is_refused(values: list[object], told: str
         loaded(Written('path = "o.parquet"'), tmp_path)
 
 
+def test_a_price_written_in_two_ways_is_computed_with(tmp_path: Path) -> None:
+    rows = [{**row, "price": "12.5" if k % 2 else "12.50", "n": "2"} for k, row in enumerate(texts(ROWS[:40]))]
+    written = csv_of(tmp_path, rows)
+    loaded(Written(f'{written.place}\nwhere = "price > 0"', {**COLUMNS, "amount": "price * n"}), tmp_path)
+    assert total(tmp_path) == 40 * 25
+
+
+def test_an_id_that_is_computed_with_is_refused_with_the_next_step(tmp_path: Path) -> None:
+    written = csv_of(tmp_path, texts(ROWS[:40]))
+    with pytest.raises(InputError, match="to be cast before they are computed with"):
+        loaded(Written(written.place, {**COLUMNS, "amount": "order_id + 1"}), tmp_path)
+
+
+def test_more_decimals_than_four_are_rounded_and_told(tmp_path: Path) -> None:
+    rows = [{**row, "amount": amount} for row, amount in zip(texts(ROWS[:3]), ("1.00000", "0.12346", "2.5"), strict=True)]
+    assert loaded(csv_of(tmp_path, rows), tmp_path).reading == {"orders.amount: more than four decimals, rounded": 1}
+
+
 def test_a_decimal_id_too_large_to_be_exact_is_refused(tmp_path: Path) -> None:
     pq.write_table(arrow(ROWS[:1], customer_id=lambda v: pa.array([float(2**60)])), tmp_path / "o.parquet")
     with pytest.raises(InputError, match="too large to keep all its digits"):
