@@ -11,7 +11,8 @@ from features.ids import sql_id, sql_text
 from features.loose import staged
 from features.mapping import Table
 from features.moments import offsets, to_utc
-from features.readers import FLOATS, Place, first_line, shown_as
+from features.names import Place
+from features.readers import FLOATS, first_line, shown_as
 from features.schema import EXACT, FLAG, TEXT, TIME, Column, Source
 from features.sql import name
 from features.texts import Reading, Step, end_of_day
@@ -75,7 +76,9 @@ class Converter:
             return texts.flag() if column.type == FLAG else texts.number(looks, self.table.decimal, EXACT)
         if column.type == TIME:
             return self._time(column, kind)
-        if column.type == FLAG and kind not in ("BOOLEAN", *_WHOLE_TYPES):
+        if column.type == FLAG and kind in _WHOLE_TYPES:
+            return Reading((_flag_of_whole,), {})
+        if column.type == FLAG and kind != "BOOLEAN":
             raise texts.Unclear(f"is {kind}, no truth value", "write it as a condition, e.g. \"state = 'x'\"")
         if kind in FLOATS:
             return Reading((lambda x: f"CAST(CASE WHEN NOT isnan({x}) THEN {x} END AS {column.type})",), {})
@@ -124,6 +127,9 @@ class Converter:
 
     def _misread(self, mapped: str, types: dict[str, str], error: duckdb.Error) -> InputError:
         """Which column a conversion of the engine's failed at; never with the value that its own message names."""
+        if "no flag" in str(error):
+            flags = ", ".join(column for column in types if self.source.column(column).type == FLAG)
+            return self.place.error("columns", flags, "a truth value is a number other than 0 and 1", "write it as a condition")
         if "digits lost" in str(error):
             ids = ", ".join(column for column in types if self.source.column(column).type == TEXT)
             fix = "export ids as text or whole numbers"
@@ -163,3 +169,7 @@ class Converter:
             return {}
         counts = ", ".join(f"count(*) FILTER ({condition})" for condition in rules.values())
         return dict(zip(rules, map(int, self.connection.sql(f"SELECT {counts} FROM {mapped}").fetchall()[0]), strict=True))
+
+
+def _flag_of_whole(x: str) -> str:
+    return f"CAST(CASE WHEN {x} IN (0, 1) THEN {x} WHEN {x} IS NOT NULL THEN error('no flag') END AS BOOLEAN)"

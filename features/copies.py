@@ -108,9 +108,12 @@ def _part_without(connection: duckdb.DuckDBPyConnection, folder: Path, part: str
     return smaller
 
 
-def overlaps(connection: duckdb.DuckDBPyConnection, rows: str, columns: Sequence[str], files: Sequence[str], file: str) -> list[Overlap]:
+def overlaps(
+    connection: duckdb.DuckDBPyConnection, rows: str, columns: Sequence[str], files: Sequence[str], file: str, sizes: Sequence[int] = ()
+) -> list[Overlap]:
     """Which files of a relation repeat each other's rows; ``file`` is the column with the file's number.
 
+    ``sizes`` are the rows of each file where the relation has but some of them.
     Leaves the temporary table ``again`` (file, h, n): so many rows of a digest stand in an earlier file too.
     """
     listed = ", ".join(name(column) for column in columns)
@@ -120,6 +123,7 @@ def overlaps(connection: duckdb.DuckDBPyConnection, rows: str, columns: Sequence
     pair = "digests AS a JOIN digests AS b ON a.h = b.h AND a.file < b.file"
     connection.execute(f"CREATE OR REPLACE TEMP TABLE again AS SELECT b.file, b.h, max(a.n) AS n FROM {pair} GROUP BY ALL")
     totals = dict(connection.sql("SELECT file, sum(n) FROM digests GROUP BY file").fetchall())
+    totals |= dict(enumerate(sizes))
     found = connection.sql(f"SELECT a.file, b.file, sum(least(a.n, b.n)) FROM {pair} GROUP BY ALL ORDER BY ALL").fetchall()
     kept = []
     for first, second, count in found:
@@ -168,11 +172,7 @@ def _across_files(
     columns = [column.name for column in source.columns if not column.name.endswith("arrived_at")]
     names = [facts_of(folder / part).get("file", part) for part in parts]
     sizes = [pq.read_metadata(folder / part).num_rows for part in parts]
-    found = overlaps(connection, rows, columns, list(map(str, range(len(parts)))), "file_no")
-    told = [Overlap((names[int(a)], names[int(b)]), one.rows, one.rows == sizes[int(b)]) for one in found for a, b in [one.files]]
-    told = [
-        one for one, raw in zip(told, found, strict=True) if one.whole or one.rows >= LARGE_SHARE * min(sizes[int(n)] for n in raw.files)
-    ]
+    told = overlaps(connection, rows, columns, names, "file_no", sizes)
     kept, dropped = list(parts), 0
     if mark is not None and told:
         for number, part in enumerate(parts):

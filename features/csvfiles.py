@@ -5,6 +5,7 @@ skipped: a line with one field too many or too few, and a second, other header i
 """
 
 import codecs
+import csv as standard
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -72,8 +73,18 @@ def form(path: Path, wanted: Sequence[str]) -> Form:
     header = lines[skipped] if skipped < len(lines) else ""
     quote = "'" if re.fullmatch(r"\s*'[^']*'(.'[^']*')*\s*", header) else '"'
     chosen = mark[1] if mark else max(_MARKS, key=lambda one: _fit(_fields(header, one, quote), wanted))
-    escaped = '\\"' in text and not re.search(r'[^,;\t|\n\r]""[^,;\t|\n\r]', text)
-    return Form(tuple(_fields(header, chosen, quote)), compression, encoding, skipped, chosen, quote, "\\" if escaped else False)
+    names = tuple(_fields(header, chosen, quote))
+    escaped = '\\"' in text and not _even("\n".join(lines[skipped:-1]), chosen, quote, len(names))
+    return Form(names, compression, encoding, skipped, chosen, quote, "\\" if escaped else False)
+
+
+def _even(text: str, mark: str, quote: str, width: int) -> bool:
+    """Whether every row has as many fields as the header when a backslash is a letter like any other."""
+    rows = standard.reader(io.StringIO(text), delimiter=mark, quotechar=quote)
+    try:
+        return all(len(row) in (0, width) for row in rows)
+    except standard.Error:
+        return False
 
 
 def _fit(fields: Sequence[str], wanted: Sequence[str]) -> tuple[int, int]:
@@ -81,8 +92,6 @@ def _fit(fields: Sequence[str], wanted: Sequence[str]) -> tuple[int, int]:
 
 
 def _fields(header: str, mark: str, quote: str) -> list[str]:
-    import csv as standard
-
     return [field.strip().removeprefix("\ufeff") for field in next(standard.reader([header], delimiter=mark, quotechar=quote))]
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 
 CHUNK_ROWS = 100_000
-EXACT_FLOAT = 2**53
-"""Whole numbers up to here are exact as floats."""
+EXACT_FLOAT, EXACT_SINGLE = 2**53, 2**24
+"""Whole numbers below are exact as floats, of 64 and of 32 bits."""
 
 
 class Unreachable(ValueError):
@@ -59,7 +59,7 @@ def plain(value: Any) -> str | None:
     if isinstance(value, float):
         if value != value:
             return None
-        if abs(value) > EXACT_FLOAT:
+        if abs(value) >= EXACT_FLOAT:
             raise ValueError("digits lost")
         return str(int(value)) if value == int(value) else repr(value)
     if isinstance(value, bytes | bytearray | memoryview):

@@ -61,7 +61,7 @@ def to_utc(expression: str, zone: str, second: bool = False, years: tuple[int, i
 
 def _within(steps: Sequence[tuple[datetime, int]], years: tuple[int, int]) -> Sequence[tuple[datetime, int]]:
     first = max(bisect_right([at for at, _ in steps], datetime(years[0], 1, 1)) - 1, 0)
-    return [step for step in steps[first:] if step[0].year <= years[1]]
+    return [step for step in steps[first:] if step[0].year <= years[1]] or steps[:1]
 
 
 def _shifted(expression: str, steps: Sequence[tuple[datetime, int]], sign: int) -> str:

@@ -106,7 +106,8 @@ def _all_logs(there: Mapping[str, pa.Table], customers: Mapping[str, Ints]) -> I
     """The logs of all kinds, unsorted; ``customers`` numbers the customers of each owned kind's rows."""
     for name, rows in there.items():
         if name not in ("order", "line", "delivery", PERSON):
-            void = _cancelled(rows, there["order"]) if name == "return" and "order" in there else None
+            ours = name == "return" and "order" in there
+            void = _cancelled(rows, customers[name], there["order"], customers["order"]) if ours else None
             yield from _logs(name, KINDS[name], rows, customers[name], void)
     if "order" in there:
         orders, customer = there["order"], customers["order"]
@@ -116,17 +117,21 @@ def _all_logs(there: Mapping[str, pa.Table], customers: Mapping[str, Ints]) -> I
             yield from _logs("delivery", KINDS["delivery"], deliveries, customer[order])
 
 
-def _cancelled(returns: pa.Table, orders: pa.Table) -> Ints | None:
-    """When the whole order of each return was cancelled: from then on neither counts, for its value came back once; None: nowhere."""
+def _cancelled(returns: pa.Table, customer: Ints, orders: pa.Table, buyer: Ints) -> Ints | None:
+    """When the whole order of each return was cancelled: from then on neither counts, for its value came back once; None: nowhere.
+
+    An order of another customer is none of the return's.
+    """
     at = np.append(_times(orders["cancelled_at"]), NEVER)
     if ORDER_NO in returns.column_names:
-        numbers = orders[ORDER_NO].to_numpy()
-        place = np.full(numbers.max(initial=-1) + 2, -1)
+        numbers, wanted = orders[ORDER_NO].to_numpy(), pc.fill_null(returns[ORDER_NO], -1).to_numpy()
+        place = np.full(max(numbers.max(initial=-1), wanted.max(initial=-1)) + 2, -1)
         place[numbers] = np.arange(numbers.size)
-        order = place[pc.fill_null(returns[ORDER_NO], -1).to_numpy()]
+        order = place[wanted]
     else:
         order = _numbers(pc.index_in(returns["order_id"], orders["order_id"].combine_chunks().drop_null()).combine_chunks())
         order = np.where(np.asarray(pc.is_null(returns["order_id"])), -1, order)
+    order = np.where((order >= 0) & (np.append(buyer, -1)[order] == customer), order, -1)
     void = at[order]
     return void if (void != NEVER).any() else None
 

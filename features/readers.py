@@ -15,116 +15,19 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features import csvfiles, databases
-from features.databases import EXACT_FLOAT
+from features import csvfiles, databases, texts
+from features.databases import EXACT_FLOAT, EXACT_SINGLE
 from features.errors import InputError
 from features.loose import typed
 from features.mapping import Dataset, Table
-from features.schema import EXACT, SOURCES, TEXT
+from features.moments import to_utc
+from features.names import Names, Place
 from features.sql import literal, name, parquet
 
 FILE = "holdfast file"
 """Column of rows from several files: the number of the file."""
 FLOATS = ("DOUBLE", "FLOAT")
-_IDENTIFIER = re.compile(r"""'(?:[^']|'')*'|"((?:[^"]|"")+)"|([^\W\d]\w*)""")
 _CSV = re.compile(r"\.(csv|tsv|txt)(\.(gz|zst|bz2|lz4))?$", re.IGNORECASE)
-
-
-class Place:
-    """Makes the errors of one table of a mapping file."""
-
-    def __init__(self, dataset: Dataset, table: str) -> None:
-        self.dataset, self.table = dataset, table
-
-    def error(self, key: str, value: str, problem: str, fix: str) -> InputError:
-        """An error that names file, table, key and value."""
-        where = f"{self.dataset.file}: tables.{self.table}" + (f".{key} = {value!r}" if key else "")
-        return InputError(where, problem, fix)
-
-
-@dataclass(frozen=True)
-class Names:
-    """Which of a source's columns a mapping names, and how it uses them."""
-
-    place: Place
-    every: frozenset[str]
-    texts: frozenset[str]
-    """Names used for ids and other texts, or to group by."""
-    computed: frozenset[str]
-    """Names used in an expression or a condition."""
-    measures: frozenset[str] = frozenset()
-    """Names used in conditions and in expressions for numbers, and nowhere else: that 12.5 and 12.50 are one number does no harm there."""
-    everything: bool = False
-
-    @classmethod
-    def of(cls, place: Place, table: Table, key: str) -> "Names":
-        """What one table of a mapping file names; ``key`` is its canonical table."""
-        texts, computed, every, others = set(), set(), set(), set()
-        for column, text in table.columns.items():
-            bare = _bare(text)
-            named = {bare} if bare else {text} | identifiers(text)
-            every |= named
-            if SOURCES[key].column(column).type == TEXT:
-                texts |= named
-            if not bare:
-                computed |= named
-            others |= named if SOURCES[key].column(column).type != EXACT else set()
-        for text in filter(None, (table.where, table.query)):
-            computed |= identifiers(text)
-        for text in (table.group_by or "").split(","):
-            bare = _bare(text.strip())
-            texts |= {bare} if bare else set()
-            computed |= identifiers(text)
-        others |= identifiers(f"{table.group_by} {table.query}")
-        everything = bool(table.query and re.search(r"(?<!\()\s*\*", table.query))
-        return cls(place, frozenset(every | computed), frozenset(texts), frozenset(computed), frozenset(computed - others), everything)
-
-    def wanted(self, names: Sequence[str]) -> list[int]:
-        """Positions of the columns to read among all of a file. Raises InputError where a name fits several."""
-        folds: dict[str, list[int]] = {}
-        for position, one in enumerate(names):
-            folds.setdefault(one.casefold(), []).append(position)
-        named = {one.casefold() for one in self.every}
-        found = []
-        for fold, positions in folds.items():
-            if fold not in named:
-                found += positions[:1] if self.everything else []
-                continue
-            exact = [position for position in positions if names[position] in self.every]
-            if len(positions) > 1 and len(exact) != 1:
-                listed = ", ".join(repr(names[position]) for position in positions)
-                raise self.place.error("columns", names[positions[0]], f"several columns fit: {listed}", "rename all but one in the source")
-            found += exact or positions
-        return sorted(found)
-
-    def is_text(self, column: str) -> bool:
-        """Whether a column is an id or another text."""
-        return self._among(column, self.texts)
-
-    def is_computed(self, column: str) -> bool:
-        """Whether a column is part of an expression or a condition."""
-        return self.everything or self._among(column, self.computed)
-
-    def is_measure(self, column: str) -> bool:
-        """Whether a column is used as a number alone."""
-        return self._among(column, self.measures)
-
-    def _among(self, column: str, names: frozenset[str]) -> bool:
-        return column in names or (column not in self.every and column.casefold() in {one.casefold() for one in names})
-
-
-def identifiers(text: str) -> set[str]:
-    """Names of columns that an SQL text may hold."""
-    found = (match[1].replace('""', '"') if match[1] else match[2] for match in _IDENTIFIER.finditer(text))
-    return {one for one in found if one}
-
-
-def _bare(text: str) -> str | None:
-    """The column that a text names and nothing else, if it may be one."""
-    match = _IDENTIFIER.fullmatch(text.strip())
-    if match and (match[1] or match[2]):
-        return match[1].replace('""', '"') if match[1] else match[2]
-    return None
 
 
 @dataclass
@@ -162,10 +65,12 @@ class Reader:
         """The rows of the given files, or of all. Raises InputError naming key, value, rule and next step."""
         table = self.table
         if table.query is not None:
+            guesses: list[dict[str, int]] = []
             for alias, path in table.files.items():
                 made = self._located(path, [], f"files.{alias}", f"_{self.key}_{alias}")
+                guesses.append({f"{alias}.{rule}": count for rule, count in made.guesses.items()})
                 self.connection.execute(f"CREATE OR REPLACE TEMP VIEW {name(alias)} AS SELECT * FROM {made.sql}")
-            return self._described(f"({table.query})", "query", table.query)
+            return replace(self._described(f"({table.query})", "query", table.query), guesses=summed(guesses))
         if table.path is None:
             return self._database()
         return self._located(table.path, files, "path", f"_{self.key}_rows")
@@ -191,8 +96,8 @@ class Reader:
                 raise self._spoilt(key, file, problem, "check that the file is whole") from None
             exact = [*names, *(row[0] for row in described[len(names) :])]  # beyond them: from the folders' names
             chosen = self.names.wanted(exact)
-            types = {exact[place]: str(described[place][1]) for place in chosen}
-            parts.append((parquet([file]), {exact[place]: str(described[place][0]) for place in chosen}))
+            types = {self.names.spelt(exact[place]): str(described[place][1]) for place in chosen}
+            parts.append((parquet([file]), {self.names.spelt(exact[place]): str(described[place][0]) for place in chosen}))
             schemas.append(types)
             every += exact
         return replace(self._united(files, parts, schemas), names=_once(every))
@@ -203,6 +108,7 @@ class Reader:
         selects, counted = [], []
         for number, ((relation, own), types) in enumerate(zip(parts, schemas, strict=True)):
             shown = {c: shown_as(name(own[c]), types[c]) if self.names.is_text(c) else name(own[c]) for c in own}
+            shown |= {c: zoned_as(name(own[c]), types[c], self.dataset.timezone) for c in own if c in _mixed_times(schemas)}
             listed = ", ".join(f"{shown.get(column, 'NULL')} AS {name(column)}" for column in columns)
             selects.append(f"SELECT {listed}{',' if columns else ''} {number} AS {name(FILE)} FROM {relation}")
             decimals = {c: name(own[c]) for c in own if self.names.is_text(c) and types[c] in FLOATS}
@@ -221,13 +127,13 @@ class Reader:
 
     def _csv(self, files: Sequence[str], key: str, alias: str) -> Rows:
         forms = [(file, self._form(file, key)) for file in files]
-        columns = list(dict.fromkeys(one.names[place] for _, one in forms for place in self.names.wanted(one.names)))
+        columns = _once(self.names.spelt(one.names[place]) for _, one in forms for place in self.names.wanted(one.names))
         defined = "".join(f"{name(column)} VARCHAR, " for column in columns)
         self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {name(alias)} ({defined}{name(FILE)} INTEGER)")
         guesses: dict[str, int] = {}
         for number, (file, one) in enumerate(forms):
             chosen = self.names.wanted(one.names)
-            into = ", ".join([*(name(one.names[place]) for place in chosen), name(FILE)])
+            into = ", ".join([*(name(self.names.spelt(one.names[place])) for place in chosen), name(FILE)])
             try:
                 for batch in csvfiles.read(Path(file), one, chosen):
                     self.connection.register("_batch", pa.Table.from_batches([batch]))
@@ -242,16 +148,19 @@ class Reader:
             )
         found = self._typed(alias)
         every = _once(one_name for _, one in forms for one_name in one.names)
-        guesses |= _lacking(columns, [one.names for _, one in forms])
-        return Rows(found.sql, found.types, list(files), {rule: count for rule, count in guesses.items() if count}, every)
+        guesses |= _lacking(columns, [list(map(self.names.spelt, one.names)) for _, one in forms])
+        return Rows(found.sql, found.types, list(files), summed([guesses, found.guesses]), every)
 
     def _typed(self, alias: str) -> Rows:
         """A table of texts with those typed that the mapping computes with, and uses for no id or other text."""
         rows = self._described(name(alias), "", "")
         computed = [c for c in rows.types if self.names.is_computed(c) and not self.names.is_text(c)]
         measures = [c for c in computed if self.names.is_measure(c)]
-        relation = typed(self.connection, name(alias), computed, measures, self.table.decimal, self.dataset.timezone)
-        return self._described(relation, "", "")
+        try:
+            relation, guesses = typed(self.connection, name(alias), computed, measures, self.table, self.dataset.timezone)
+        except texts.Unclear as error:
+            raise self.place.error("columns", ", ".join(computed), error.problem, error.fix) from None
+        return replace(self._described(relation, "", ""), guesses=guesses)
 
     def _form(self, file: str, key: str) -> csvfiles.Form:
         try:
@@ -274,7 +183,7 @@ class Reader:
         return self.place.error(key, given, named + problem, fix)
 
     def _without_headers(self, alias: str, number: int, names: Sequence[str]) -> int:
-        same = " AND ".join(f"{name(column)} = {literal(column)}" for column in names)
+        same = " AND ".join(f"{name(self.names.spelt(column))} = {literal(column)}" for column in names)
         where = f"{name(FILE)} = {number} AND {same}"
         return int(self.connection.execute(f"DELETE FROM {name(alias)} WHERE {where}").fetchall()[0][0])
 
@@ -351,9 +260,10 @@ class Reader:
 def shown_as(column: str, kind: str) -> str:
     """SQL of a column that holds ids or other texts as the mapping sees it: a decimal is the text of the whole number, NaN is null."""
     if kind in FLOATS:
+        limit = EXACT_FLOAT if kind == "DOUBLE" else EXACT_SINGLE
         whole = f"CAST(CAST({column} AS HUGEINT) AS VARCHAR)"
-        exact = f"CAST({column} AS DOUBLE) = trunc(CAST({column} AS DOUBLE)) AND abs({column}) <= {EXACT_FLOAT}"
-        other = f"CASE WHEN abs({column}) > {EXACT_FLOAT} THEN error('digits lost') ELSE CAST({column} AS VARCHAR) END"
+        exact = f"CAST({column} AS DOUBLE) = trunc(CAST({column} AS DOUBLE)) AND abs({column}) < {limit}"
+        other = f"CASE WHEN abs({column}) >= {limit} THEN error('digits lost') ELSE CAST({column} AS VARCHAR) END"
         return f"CASE WHEN isnan({column}) THEN NULL WHEN {exact} THEN {whole} ELSE {other} END"
     return f"CAST({column} AS VARCHAR)" if kind.startswith(("DECIMAL", "ENUM", "JSON", "UUID")) else column
 
@@ -366,6 +276,23 @@ def first_line(error: duckdb.Error) -> str:
 def _found(path: str) -> list[str]:
     """Files of a path or a glob; a file whose own name looks like a glob is that file."""
     return [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
+
+
+def _mixed_times(schemas: Sequence[Mapping[str, str]]) -> set[str]:
+    """Columns that are dates, times, or times with a zone, not the same in all files."""
+    kinds: dict[str, set[str]] = {}
+    for types in schemas:
+        for column, kind in types.items():
+            kinds.setdefault(column, set()).add(kind)
+    return {c for c, some in kinds.items() if len(some) > 1 and all(kind.startswith(("DATE", "TIMESTAMP")) for kind in some)}
+
+
+def zoned_as(column: str, kind: str, zone: str) -> str:
+    """SQL of a date or time as a moment with a zone: a bare date is the end of its day, a time without a zone is local."""
+    if "ZONE" in kind:
+        return column
+    local = texts.end_of_day(column) if kind == "DATE" else f"CAST({column} AS TIMESTAMP)"
+    return f"timezone('UTC', {to_utc(local, zone)})"
 
 
 def _lacking(columns: Sequence[str], files: Sequence[Iterable[str]]) -> dict[str, int]:

@@ -12,6 +12,8 @@ VALIDATION_SNAPSHOTS = 3
 CALIBRATION_SNAPSHOTS = 3
 SILENT_DAYS_LATE, SILENT_DAYS_EARLY = 14, 90
 """A shop without any order for so long has a gap; what lies beyond it may be strays."""
+STRAYS_MOST = 50
+"""Orders beyond a gap that may be strays; more are a shop that sells less."""
 STRAY_SHARE, EXPECTED_ORDERS = 0.05, 20.0
 """Strays are fewer than this share of what the shop sells in that time, which is so many orders at least."""
 USUAL_DAYS = 90
@@ -66,7 +68,7 @@ class Orders:
 
     def _few(self, beyond: range, usual: float, time: timedelta) -> bool:
         expected = usual * time.days
-        return expected >= EXPECTED_ORDERS and sum(self.counts[k] for k in beyond) < STRAY_SHARE * expected
+        return expected >= EXPECTED_ORDERS and sum(self.counts[k] for k in beyond) < min(STRAY_SHARE * expected, STRAYS_MOST)
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,11 @@ def load(dataset: Dataset, file: Path, pseudonyms: Pseudonyms) -> Store:
         for key, table in dataset.tables.items():
             made = _Loader(connection, dataset, key, table, folder, pseudonyms).parts()
             parts[key], facts[key] = _without_copies(connection, key, table, made, folder)
-        facts["orders"]["cases"] = _differ_by_case(connection, folder, parts["orders"])
+        cases = _cases(folder, parts["orders"])
+        facts["orders"]["cases"] = 0 if dataset.identity.fold_case else _differ_by_case(connection, cases, folder, parts["orders"])
     not_customers = sorted({pseudonyms(one) for one in not_customers_of(dataset)})
-    store = Store(parts, present(dataset), pseudonyms.check, dataset.timezone, not_customers, facts)
+    folded = [f"{path.parent.name}/{path.name}" for path in cases] if dataset.identity.fold_case else []
+    store = Store(parts, present(dataset), pseudonyms.check, dataset.timezone, not_customers, facts, folded)
     return store.counted(file)
 
 
@@ -85,10 +87,14 @@ def _without_copies(
     return found, {"copies": copied, "clashes": clashes, "reading": reading, "overlaps": told, "kept": table.duplicates, **counted}
 
 
-def _differ_by_case(connection: duckdb.DuckDBPyConnection, folder: Path, parts: list[str]) -> int:
-    """Customers of orders whose id is another one's but for capitals."""
+def _cases(folder: Path, parts: list[str]) -> list[Path]:
+    """The files beside some parts of orders that tell of ids which differ by case."""
     made = {part.split("-")[0].removesuffix(".parquet") for part in parts}  # parts without copies have longer names
-    known = [path for path in (folder / "orders").glob(f"*{CASES}") if f"orders/{path.name.removesuffix(CASES)}" in made]
+    return [path for path in sorted((folder / "orders").glob(f"*{CASES}")) if f"orders/{path.name.removesuffix(CASES)}" in made]
+
+
+def _differ_by_case(connection: duckdb.DuckDBPyConnection, known: list[Path], folder: Path, parts: list[str]) -> int:
+    """Customers of orders whose id is another one's but for capitals."""
     if not known:
         return 0
     cases, orders = parquet(known), parquet(copies.paths(folder, parts))
@@ -108,6 +114,7 @@ class _Loader:
         self.key, self.source = key, SOURCES[key]
         self.folder, self.pseudonyms = folder, pseudonyms
         self.reader = Reader(connection, dataset, key, table)
+        self.folded = ""
         self.place = self.reader.place
 
     def parts(self) -> list[str]:
@@ -135,8 +142,9 @@ class _Loader:
     def _digest(self, files: list[str]) -> str:
         """Digest of all that decides the part: definition, key, and each file's path, size and time of change."""
         definition = self.table.model_dump() | {"name": self.key, "timezone": self.dataset.timezone, "format": FORMAT}
-        identity = [self.dataset.identity.fold_case, NOBODY in not_customers_of(self.dataset)]
-        stats = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files or self.reader.files()]
+        identity = [self.dataset.identity.fold_case, not_customers_of(self.dataset)]
+        read = [name for file in files or self.reader.files() for name in (file, f"{file}.wal") if os.path.exists(name)]
+        stats = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in read]
         fresh = [] if stats else [os.urandom(16).hex()]  # a database or a bucket: read anew each time
         columns = [(column.name, column.type, column.default) for column in self.source.columns]
         return sha256_json([definition, identity, columns, stats, fresh, self.pseudonyms.check])[:24]
@@ -228,10 +236,11 @@ class _Loader:
             where = f"{kind} = 'customer' AND {name(column)} IS NOT NULL"
             ids = f"SELECT DISTINCT {name(column)} AS id FROM _part WHERE {where}"
             self.connection.execute(f"CREATE OR REPLACE TEMP TABLE folded AS SELECT id, fold_id(id) AS f FROM ({ids})")
+            self.folded = "SELECT id, f FROM folded WHERE f <> id"
             changed = f"UPDATE _part SET {name(column)} = f FROM folded WHERE folded.id = _part.{name(column)} AND {where} AND f <> id"
             self.connection.execute(changed)
         if NOBODY in not_customers_of(self.dataset):
-            self.connection.execute(f"UPDATE _part SET {name(column)} = '' WHERE {name(column)} IS NULL")
+            self.connection.execute(f"UPDATE _part SET {name(column)} = '' WHERE {name(column)} IS NULL AND {kind} = 'customer'")
 
     def _define_fold(self) -> None:
         def fold_id(id: str) -> str:
@@ -243,17 +252,22 @@ class _Loader:
 
     def _suspects(self) -> dict[str, int]:
         """Orders whose customer is a word for nobody, and ids that look like pseudonyms."""
-        out = [canonical_id(one, True) for one in not_customers_of(self.dataset)]
-        words = ", ".join(literal(word) for word in PLACEHOLDERS if word not in out)
-        counts = f"""SELECT count(*) FILTER (lower(customer_id) IN ({words})),
+        words = ", ".join(map(literal, PLACEHOLDERS))
+        out = ", ".join(map(literal, ["", *not_customers_of(self.dataset)]))
+        counts = f"""SELECT count(*) FILTER (lower(customer_id) IN ({words}) AND customer_id NOT IN ({out})),
             count(DISTINCT customer_id) FILTER (regexp_full_match(customer_id, '[0-9a-f]{{{HEX_DIGITS}}}')) FROM _part"""
         placeholders, hex_ids = self.connection.sql(counts).fetchall()[0]
         return {"placeholders": int(placeholders), "hex_ids": int(hex_ids)}
 
     def _write_cases(self, path: Path) -> None:
-        """Keep, for ids with capitals, the pseudonym of the same id without: then ids that differ by case are found across parts."""
-        rows = "SELECT DISTINCT customer_id AS id FROM _part WHERE lower(customer_id) <> customer_id"
-        query = f"SELECT pseudonym('customer', id) AS customer_id, pseudonym('customer', lower(id)) AS person_id FROM ({rows})"
+        """Keep, for ids with capitals, the pseudonym of the same id without: then ids that differ by case are found across parts.
+
+        Where ids are folded it is the one before and the one after, so that what was told of either is found (`Store.folded`).
+        """
+        rows = (
+            self.folded or "SELECT DISTINCT customer_id AS id, lower(customer_id) AS f FROM _part WHERE lower(customer_id) <> customer_id"
+        )
+        query = f"SELECT pseudonym('customer', id) AS customer_id, pseudonym('customer', f) AS person_id FROM ({rows})"
         copies.write_part(self.connection, query, cases_of(path))
 
 

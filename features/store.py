@@ -40,6 +40,8 @@ class Store:
     facts: dict[str, dict[str, Any]]
     """By table: ``copies`` left out, ``clashes`` (rows that share their key with a different one, beyond the first), ``reading`` (what
     was guessed or mended, by rule), ``overlaps`` of files, ``placeholders``, ``hex_ids``."""
+    folded: list[str] = field(default_factory=list)
+    """Files with the pseudonyms (customer_id, person_id) of ids before and after their case was folded, if it is."""
     rows: dict[str, int] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     """An order-independent content hash of each table."""

@@ -5,6 +5,7 @@ A text is converted only where the column leaves one reading: ``1,234`` alone is
 column does not (``decimal``, ``time_format``).
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -57,8 +58,14 @@ class Looks:
     """Numbers like 1,234, which a comma for the decimals and one between thousands leave open."""
     grouped: int = 0
     """Numbers with a mark between the thousands, if a point marks the decimals."""
+    plain_numbers: int = 0
+    """Whole numbers in digits alone."""
     rounded: int = 0
     """Numbers with more than the four decimals that count."""
+    thousands: int = 0
+    """Numbers like 1.500, which are taken to be one and a half where nothing in the column says otherwise."""
+    zeros: int = 0
+    """Texts that would not be the same again after they were numbers: leading zeros, a plus, an exponent."""
     iso: int = 0
     plain: int = 0
     """A day and a time of day, year first, without a zone, as the engine itself reads them."""
@@ -92,7 +99,10 @@ _COUNTS = {
     "sure_commas": _full(f"{_COMMA}|{_GAPS_COMMA}") + " AND NOT " + _full(f"{_POINT}|{_GAPS_POINT}"),
     "ambiguous": f"{_full(_COMMAS)} AND {_full(_COMMA)}",
     "grouped": f"{_full(_COMMAS)} OR {_full(_GAPS_POINT)} OR {_full(_GAPS_COMMA)}",
+    "plain_numbers": _full("[+-]?[0-9]+"),
     "rounded": rf"regexp_matches({_TEXT}, '^[^:]*[.,][0-9]{{4,}}[1-9][0-9]*$')",
+    "thousands": _full(r"[+-]?[1-9][0-9]{0,2}\.[0-9]{3}"),
+    "zeros": rf"regexp_matches({_TEXT}, '^(-?0[0-9]|[+])|[eE]')",
     "iso": _full(ISO),
     "plain": _full(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?"),
     "compact": _full(COMPACT),
@@ -148,6 +158,8 @@ def number(looks: Looks, decimal: str | None, kind: str) -> Reading:
     grouped = looks.commas - looks.known + looks.sure_points if mark == "," else looks.grouped
     guesses = {"a comma read as the decimal mark": looks.sure_commas} if mark == "," else {"marks between thousands left out": grouped}
     guesses["more than four decimals, rounded"] = looks.rounded
+    if mark == "." and decimal is None and looks.thousands and looks.thousands == looks.points - looks.plain_numbers:
+        guesses["like 1.500, read with a point for the decimals"] = looks.thousands
 
     def read(x: str) -> str:
         bare = f"regexp_replace({x}, '([0-9])[ ''’\\x{{a0}}\\x{{202f}}]([0-9]{{3}})', '\\1\\2', 'g')" if looks.grouped else x
@@ -183,7 +195,8 @@ def moment(looks: Looks, zone: str, time_format: str | None) -> Reading:
     if looks.turned:
         guesses[f"dates read with the {'day' if day_first else 'month'} first"] = looks.turned
     if looks.zoned:
-        guesses["times without a zone among times with one, taken as local"] = looks.iso + looks.turned - looks.zoned - looks.dates
+        clocks = looks.iso + looks.turned + looks.compact - looks.dates
+        guesses["times without a zone among times with one, taken as local"] = clocks - looks.zoned
     return Reading((sql_text, lambda x: _parts(x, day_first), _at, lambda x: _in_utc(x, zone)), guesses)
 
 
@@ -193,9 +206,14 @@ def _formatted(zone: str, time_format: str) -> tuple[Step, ...]:
 
     if "%z" in time_format:
         return parse, lambda x: f"timezone('UTC', {x})"
-    if any(mark in time_format for mark in ("%H", "%I", "%M", "%S", "%X", "%c")):
+    if has_clock(time_format):
         return parse, lambda x: to_utc(x, zone)
     return parse, end_of_day, lambda x: to_utc(x, zone)
+
+
+def has_clock(time_format: str) -> bool:
+    """Whether a format tells the time of day."""
+    return re.search("%-?[HIMSfgnpXc]", time_format) is not None
 
 
 def _day_first(looks: Looks) -> bool:

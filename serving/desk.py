@@ -25,6 +25,8 @@ from serving.score import RFMB, Engine, One, Why
 from serving.writer import Writer
 
 DUE_AT_ONCE, LEASE_SECONDS = 100, 30.0
+CLOCK_TICK = 1e-3
+"""Seconds by which a word is later than the one before it."""
 ENDS_LADDER = ("responded", "converted", "recovered")
 log = logging.getLogger("holdfast.desk")
 
@@ -163,7 +165,8 @@ class Desk:
         if outcome.kind in ENDS_LADDER:
             self.store.answer(name, at)
         if outcome.kind == "unsubscribed":
-            self.store.set_consents([(name, engine.policy.consent.purpose, body["channel"] or "", False, now)])
+            purpose = engine.policy.consent.purpose
+            self.store.set_consents([(name, purpose, body["channel"] or "", False, self._since(name, purpose, now))])
         return self.store.add_outcome(outcome.decision_id, outcome.kind, at, outcome.value)
 
     def set_consents(self, whom: schemas.OneCustomer, asked: schemas.ConsentRequest) -> dict[str, Any]:
@@ -173,14 +176,21 @@ class Desk:
                 ZoneInfo(asked.timezone)
             except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: a folder of zones
                 raise Refusal(422, "Invalid request", "no such time zone", [{"field": "timezone", "rule": "an IANA name"}]) from None
-        now = self.decider.clock()
+        now, ours = self.decider.clock(), self.champions.current.policy.consent.purpose
         with self.store.transaction(urgent=True):
             name = self._customer(whom)
-            self.store.set_consents((name, one.purpose, one.channel or "", one.granted, now) for one in asked.consents)
+            since = {purpose: self._since(name, purpose, now) for purpose in {one.purpose or ours for one in asked.consents}}
+            words = [(one.purpose or ours, one.channel or "", one.granted) for one in asked.consents]
+            self.store.set_consents((name, purpose, channel, granted, since[purpose]) for purpose, channel, granted in words)
             if asked.timezone is not None:
                 self.store.set_timezone(name, asked.timezone)
-            (standing,) = self.store.standing([name], self.champions.current.policy.consent.purpose, now)
+            (standing,) = self.store.standing([name], ours, now)
         return {"pseudonym": name, "consents": standing.consents, "timezone": standing.timezone}
+
+    def _since(self, name: str, purpose: str, now: float) -> float:
+        """From when a consent holds that is told now: later than every word before it, also one that another clock dates later."""
+        latest = self.store.consented_until(name, purpose)
+        return now if latest is None or latest < now else latest + CLOCK_TICK
 
     async def profile(self, whom: schemas.OneCustomer) -> dict[str, Any]:
         """What is known of a customer."""

@@ -1,5 +1,6 @@
 """Raw histories -> canonical tables, as `sources.load` would make them: of a request, or of the online store and the events since."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -65,10 +66,14 @@ def plain(source: str, row: Plain, zone: ZoneInfo) -> Plain:
 def together(stored: Mapping[str, bytes], since: Sequence[tuple[str, Plain]], customer: str, sources: Iterable[str]) -> dict[str, pa.Table]:
     """Canonical tables of one customer: what the batch knows, and the events since.
 
-    A row with the key of an earlier one takes its place: an order cancelled, a ticket resolved.
+    A row with the key of an earlier one takes its place: an order cancelled, a ticket resolved. An order told again with lines
+    brings all of its lines again.
     """
     rows: dict[str, list[Plain]] = {name: [] for name in sources if name != "identities"}
-    for source, row in since:
+    last = {row["order_id"]: number for number, (source, row) in enumerate(since) if source == "orders" and "lines" in row}
+    for number, (source, row) in enumerate(since):
+        if source == "orders" and last.get(row["order_id"], number) != number:
+            row = {name: value for name, value in row.items() if name != "lines"}
         if source in rows:
             _add(rows, source, _moments(source, row), customer)
     found = {}
@@ -100,13 +105,29 @@ def _renamed(rows: pa.Table, id: str, customer: str) -> pa.Table:
 
 
 def _replaced(source: Source, base: pa.Table, added: Sequence[Plain]) -> pa.Table:
+    if source.name == "order_lines":  # an order told again brings its lines again
+        base = base.filter(pc.invert(pc.is_in(base["order_id"], pa.array([row["order_id"] for row in added]))))
+        return pa.concat_tables([base, table(source.name, added)])
     if source.key and all(row.get(source.key[0]) is not None for row in added):
         key = source.key[0]
         added = list({row[key]: row for row in added}.values())
         base = base.filter(pc.invert(pc.is_in(base[key], pa.array([row[key] for row in added]))))
-    elif source.name == "order_lines":  # an order told again brings its lines again
-        base = base.filter(pc.invert(pc.is_in(base["order_id"], pa.array([row["order_id"] for row in added]))))
-    return pa.concat_tables([base, table(source.name, added)])
+        return pa.concat_tables([base, table(source.name, added)])
+    new = table(source.name, added)
+    return pa.concat_tables([_without(base, new, str(source.event_time)), new])
+
+
+def _without(base: pa.Table, new: pa.Table, time: str) -> pa.Table:
+    """What the batch knows without as many rows like each new one: a row without a key that was told, and then loaded, is one."""
+    near = pc.is_in(base[time], new[time].combine_chunks())
+    left = Counter(tuple(row.values()) for row in new.to_pylist())
+    kept = np.ones(base.num_rows, dtype=bool)
+    for place in np.flatnonzero(near.to_numpy(zero_copy_only=False)):
+        row = tuple(base.slice(place, 1).to_pylist()[0].values())
+        if left[row]:
+            left[row] -= 1
+            kept[place] = False
+    return base if kept.all() else base.filter(pa.array(kept))
 
 
 def read(name: str, rows: bytes) -> pa.Table:

@@ -15,7 +15,8 @@ from features.mapping import Identity
 from features.moments import utc
 from features.schema import SOURCES
 from features.snapshots import Orders
-from features.store import MOMENTS, Store
+from features.sql import parquet
+from features.store import MOMENTS, Store, folder_of
 from serving import histories
 from serving.online import OnlineStore
 from serving.policy import CHANNELS, REMEMBERED_DAYS
@@ -46,6 +47,7 @@ def load(
     zone = ZoneInfo(timezone)
     with batch.connect(sources) as connection:
         joined = _persons(connection, guards) if "identities" in batch.parts else []
+        joined += _folded(connection, batch, sources, store, dict(joined))
         with store.transaction():
             gone = store.erased([one for pair in joined for one in pair])
             store.set_persons(pair for pair in joined if gone.isdisjoint(pair))
@@ -81,6 +83,23 @@ def _persons(connection: duckdb.DuckDBPyConnection, guards: Identity) -> list[tu
         return []
     identity.join(connection, [known], guards)
     return connection.sql("SELECT customer_id, person_id FROM persons WHERE customer_id <> person_id").fetchall()
+
+
+def _folded(
+    connection: duckdb.DuckDBPyConnection, batch: Store, sources: Path, store: OnlineStore, persons: dict[str, str]
+) -> list[tuple[str, str]]:
+    """(customer, person) of ids as they were before their case was folded: what was told of them holds for the person.
+
+    Who was erased under one of them is erased.
+    """
+    if not batch.folded:
+        return []
+    files = parquet([folder_of(sources) / name for name in batch.folded])
+    pairs = connection.sql(f"SELECT DISTINCT customer_id, person_id FROM {files}").fetchall()
+    gone = store.erased([before for before, _ in pairs])
+    for after in {after for before, after in pairs if before in gone} - store.erased([after for _, after in pairs]):
+        store.erase(after)
+    return [(before, persons.get(after, after)) for before, after in pairs]
 
 
 def _histories(connection: duckdb.DuckDBPyConnection, name: str) -> Iterator[tuple[str, str, bytes]]:

@@ -1,8 +1,8 @@
 """Whom a caller means: an id of the shop, or a pseudonym that this API gave out. Told apart by form or by look-up, never guessed.
 
 A pseudonym is 32 lower-case hexadecimal digits. Where no id of the shop looks like that (`Manifest.hex_ids` is false) such a text is a
-pseudonym, and one that nobody knows is nobody's. Where ids of the shop do, a text that is known as a pseudonym is one, any other is an id.
-A pseudonym is never made of a pseudonym that is known.
+pseudonym, and one that nobody knows is nobody's; in capitals, or with the dashes of a UUID, it is one where it is known. Where ids of the
+shop do, a text that is known as a pseudonym is one, any other is an id. A pseudonym is never made of a pseudonym that is known.
 """
 
 import re
@@ -15,6 +15,7 @@ from features.pseudonym import HEX_DIGITS
 from serving.online import OnlineStore
 from serving.score import Engine
 
+UUID_LETTERS = HEX_DIGITS + 4
 _FORM = re.compile(f"[0-9a-f]{{{HEX_DIGITS}}}")
 
 
@@ -38,16 +39,23 @@ def named(engine: Engine, store: OnlineStore, texts: Sequence[str]) -> list[Name
     """Whom each of some texts stands for."""
     manifest = engine.ids
     ids = [canonical_id(text, manifest.fold_case) for text in texts]
-    formed = {id for id in ids if _FORM.fullmatch(id)}
-    known = {id for id in formed if engine.found(id)}
+    plain = [_plain(id) for id in ids]
+    formed = {one for one in plain if _FORM.fullmatch(one)}
+    known = {one for one in formed if engine.found(one)}
     known |= store.knows(sorted(formed - known)) if formed > known else set()
-    return [_named(engine, id, id in known) for id in ids]
+    return [_named(engine, one if one in known else id, one in known) for id, one in zip(ids, plain, strict=True)]
+
+
+def _plain(text: str) -> str:
+    """A text as a pseudonym would be written: other systems keep 32 hexadecimal digits as a UUID, or in capitals."""
+    return text.replace("-", "").lower() if len(text) in (HEX_DIGITS, UUID_LETTERS) else text
 
 
 def as_pseudonym(engine: Engine, store: OnlineStore, text: str) -> Named:
     """The same of a text that the caller says is a pseudonym."""
-    known = engine.found(text) is not None or bool(store.knows([text]))
-    return _customer(engine, text) if known else Named(text, Who.UNKNOWN)
+    plain = _plain(text)
+    known = engine.found(plain) is not None or bool(store.knows([plain]))
+    return _customer(engine, plain) if known else Named(text, Who.UNKNOWN)
 
 
 def _named(engine: Engine, id: str, known: bool) -> Named:

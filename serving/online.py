@@ -110,6 +110,10 @@ class OnlineStore(ABC):
         """Keep (customer, purpose, channel, granted, since) where it is not older than what is kept; at one moment a withdrawal wins."""
 
     @abstractmethod
+    def consented_until(self, customer: str, purpose: str) -> float | None:
+        """Since when the latest consent of a customer's person for a purpose holds."""
+
+    @abstractmethod
     def set_timezone(self, customer: str, timezone: str) -> None:
         """Keep where a customer lives, for quiet hours."""
 
@@ -367,6 +371,10 @@ class SqliteStore(OnlineStore):
                WHERE excluded.since > since OR (excluded.since = since AND excluded.granted < granted)""",
             rows,
         )
+
+    def consented_until(self, customer: str, purpose: str) -> float | None:  # noqa: D102
+        found = self._among("SELECT max(since) FROM consent WHERE customer IN ({holes}) AND purpose = ?", self.ids_of(customer), purpose)
+        return max((since for (since,) in found if since is not None), default=None)
 
     def set_timezone(self, customer: str, timezone: str) -> None:  # noqa: D102
         self._db.execute("INSERT OR REPLACE INTO home VALUES (?, ?)", (customer, timezone))

@@ -201,7 +201,7 @@ class OutcomesRequest(Strict):
 class ConsentChange(Strict):
     """A consent given or withdrawn from now on."""
 
-    purpose: str = Field("marketing", pattern=r"^[a-z][a-z_]{0,31}$")
+    purpose: str | None = Field(None, pattern=r"^[a-z][a-z_]{0,31}$", description="null: the purpose that the policy contacts for")
     channel: Literal[CHANNELS] | None = Field(None, description="null: every channel without a word of its own")  # type: ignore[valid-type]
     granted: bool
 

@@ -1,5 +1,6 @@
 """challenger -> champion, or refused with reasons; the present champion stays in force until every gate passes."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,11 @@ def promote(model_name: str, places: Places, settings: Settings, floor: Promotio
     if promoted:
         registry.note(str(challenger.version), {"holdfast.promoted_against": against, GATES: "pass"})
         registry.point(CHAMPION, str(challenger.version))
-        journal.append(log, journal.IN_FORCE, {"version": str(challenger.version)})
     write_json(_latest(places), told)
-    if not promoted:
+    if promoted:
+        with suppress(InputError):  # it is in force all the same: the next promotion adds the line (`journal.settle`)
+            journal.append(log, journal.IN_FORCE, {"version": str(challenger.version)})
+    else:
         reasons = "\n  ".join(f"{v.gate}: {v.outcome}: {v.reason}" for v in verdicts if v.outcome != "pass")
         stays = f"champion v{champion.version} stays" if champion else "there is no champion"
         raise RefusedError(f"challenger v{challenger.version} ({told['model']}) refused, {stays}:\n  {reasons}", champion is not None)

@@ -15,8 +15,9 @@ import duckdb
 
 from features.errors import InputError
 from features.mapping import Contracts
+from features.moments import offsets, to_local, to_utc
 from features.row_rules import conditions
-from features.schema import SOURCES, Source
+from features.schema import SOURCES, Column, Source
 from features.snapshots import Orders
 from features.store import MOMENTS, Store
 
@@ -66,7 +67,7 @@ def of_sources(connection: duckdb.DuckDBPyConnection, store: Store, mapped: dict
     newest = max((at for at in (_newest(connection, SOURCES[name], until) for name in mapped) if at), default=None)
     found: list[Rule] = []
     for name in mapped:
-        table = _Table(connection, SOURCES[name], mapped[name], store.facts[name], given)
+        table = _Table(connection, SOURCES[name], mapped[name], store, given)
         found += [*table.rows(), *table.keys(), *table.repeats(), *table.parents(), *table.matched()]
         found += [*table.recent(newest, past, until), *(table.orders(orders) if name == "orders" else ())]
         found += table.returns("cancelled_at" in mapped["orders"]) if name == "returns" else ()
@@ -103,16 +104,15 @@ def _soon() -> datetime:
 class _Table:
     """Counts the rules of one canonical table; ``facts`` were counted while it was read."""
 
-    def __init__(
-        self, connection: duckdb.DuckDBPyConnection, source: Source, mapped: set[str], facts: dict[str, Any], given: Contracts
-    ) -> None:
-        self.connection, self.source, self.mapped, self.facts, self.given = connection, source, mapped, facts, given
+    def __init__(self, connection: duckdb.DuckDBPyConnection, source: Source, mapped: set[str], store: Store, given: Contracts) -> None:
+        self.connection, self.source, self.mapped, self.given = connection, source, mapped, given
+        self.facts, self.zone, self.years = store.facts[source.name], store.timezone, store.years
         self.moments = f'{MOMENTS}."{source.name}"'
         self.count = int(connection.sql(f"SELECT count(*) FROM {self.moments}").fetchall()[0][0])
 
     def rows(self) -> Iterator[Rule]:
         """Rules of single rows, all answered by one scan."""
-        rules = [(c.name, *rule) for c in self.source.columns if c.required or c.name in self.mapped for rule in conditions(c)]
+        rules = [(c.name, *rule) for c in self.source.columns if c.required or c.name in self.mapped for rule in self._conditions(c)]
         counts = ", ".join(f"count(*) FILTER ({condition})" for _, _, _, _, condition in rules)
         known = [c for c in self.source.columns if not c.required and c.name in self.mapped]
         filled = ", ".join(f'count("{column.name}")' for column in known)
@@ -123,6 +123,14 @@ class _Table:
             yield self._rule(column, name, words, severity, int(broken))
         for optional, some in zip(known, found[len(rules) :], strict=True):
             yield self._rule(optional.name, "empty", "has a value somewhere", "block", 0 if some else self.count)
+
+    def _conditions(self, column: Column) -> Iterator[tuple[str, str, str, str]]:
+        """The row rules of a column; a local time that comes twice in autumn may be either, so it breaks an order only if both do."""
+        for name, words, severity, condition in conditions(column):
+            if name == "order" and len(offsets(self.zone)) > 1:
+                again = to_utc(to_local(f'"{column.name}"', self.zone, self.years), self.zone, second=True, years=self.years)
+                condition = f'{condition} AND ({again}) < "{column.after}"'
+            yield name, words, severity, condition
 
     def keys(self) -> Iterator[Rule]:
         """Keys are unique, as counted while loading, when copies were left out."""
@@ -173,12 +181,18 @@ class _Table:
         query = f"SELECT count(*) FROM returns AS r JOIN ({first}) AS o USING (customer_id) WHERE r.returned_at < o.first"
         early = int(self.connection.sql(query).fetchall()[0][0])
         yield self._rule("returned_at", "before", "does not lie before the customer's first order", "warn", early)
-        if cancellations and "order_id" not in self.mapped:
+        if "order_id" in self.mapped:
+            query = "SELECT count(*) FROM returns AS r ANTI JOIN orders AS o USING (customer_id, order_id) WHERE r.order_id IS NOT NULL"
+            strangers = int(self.connection.sql(query).fetchall()[0][0])
+            yield self._rule("order_id", "unmatched", "is an order of the same customer", "warn", strangers)
+        if cancellations:
+            named = "r.order_id IS NULL OR r.order_id NOT IN (SELECT order_id FROM orders)"
             lines = "SELECT order_id, sum(amount) AS total FROM order_lines GROUP BY 1"
             total = lines if self._lines() else "SELECT NULL::VARCHAR AS order_id, NULL::DECIMAL(18, 4) AS total"
-            query = f"""SELECT count(*) FROM (SELECT customer_id, CAST(returned_at AS DATE) AS day, sum(amount) AS back FROM returns
-                GROUP BY ALL) AS r SEMI JOIN (SELECT customer_id, CAST(cancelled_at AS DATE) AS day, coalesce(l.total, o.amount) AS back
-                FROM orders AS o LEFT JOIN ({total}) AS l USING (order_id)) AS o USING (customer_id, day, back)"""
+            back = "SELECT customer_id, CAST(returned_at AS DATE) AS day, sum(amount) AS back FROM returns AS r"
+            void = f"""SELECT customer_id, CAST(cancelled_at AS DATE) AS day, coalesce(l.total, o.amount) AS back
+                FROM orders AS o LEFT JOIN ({total}) AS l USING (order_id)"""
+            query = f"SELECT count(*) FROM ({back} WHERE {named} GROUP BY ALL) AS r SEMI JOIN ({void}) AS o USING (customer_id, day, back)"
             twice = int(self.connection.sql(query).fetchall()[0][0])
             words = "does not give back the value of an order cancelled that day (it would count twice: map returns.order_id)"
             yield self._rule("amount", "twice", words, "warn", twice)

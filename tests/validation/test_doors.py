@@ -20,7 +20,7 @@ from features.pseudonym import Pseudonyms
 from features.settings import Settings
 from features.snapshots import Orders, schedule
 from features.store import Store
-from tests.features.ways import COLUMNS, ROWS, Row, Written, arrow, iso, rendered, texts
+from tests.features.ways import COLUMNS, ROWS, Row, Written, arrow, iso, naive, rendered, texts
 from validation import cli, rules, stages
 from validation.rules import Rule
 from validation.stages import Places
@@ -141,6 +141,15 @@ def test_the_autumn_hour_keeps_its_order(tmp_path: Path) -> None:
     written = csv_of(tmp_path, rows)
     assert broken(judged(Written(written.place, {**COLUMNS, "arrived_at": "arrived"}), tmp_path)) == {}
     assert datetime(2024, 10, 27, 2, 30) in local_times(tmp_path)
+
+
+@pytest.mark.parametrize(("arrived", "broke"), [("2024-10-27 02:10:00", 0), ("2024-10-27 01:59:00", 1)])
+def test_a_local_time_that_comes_twice_may_be_either(arrived: str, broke: int, tmp_path: Path) -> None:
+    rows = [{**row, "arrived": row["ordered_at"]} for row in texts(ROWS, lambda m: str(naive(m)))]
+    rows[0] |= {"ordered_at": "2024-10-27 02:30:00", "arrived": arrived}
+    written = csv_of(tmp_path, rows)
+    found = judged(Written(written.place, {**COLUMNS, "arrived_at": "arrived"}), tmp_path)
+    assert found["orders.arrived_at.order"].broken == broke
 
 
 def test_one_stray_later_order_is_told_and_moves_nothing(tmp_path: Path) -> None:
@@ -525,3 +534,101 @@ def test_validate_tells_what_it_found_as_json(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InputError):
         cli.validate(dataset=str(file), json=True)
     assert json.loads(capsys.readouterr().out)["problem"] == "is empty"
+
+
+def written_as(folder: Path, rows: list[Row], more: str = "", **columns: str) -> Written:
+    return Written(csv_of(folder, rows).place + "\n" + more, {**COLUMNS, **columns})
+
+
+def test_a_backslash_at_the_end_of_a_field_loses_no_row(tmp_path: Path) -> None:
+    rows = [{**row, "note": "C:\\tmp\\" if k % 3 == 0 else 'say "x"'} for k, row in enumerate(texts(ROWS[:30]))]
+    (tmp_path / "orders.csv").write_text(rendered(rows, quoting=1), encoding="utf-8")
+    assert loaded(Written('path = "orders.csv"'), tmp_path).rows["orders"] == 30
+
+
+def test_backslashes_before_quotes_are_read_where_nothing_else_fits(tmp_path: Path) -> None:
+    rows = [{**row, "note": 'a, "b"'} for row in texts(ROWS[:30])]
+    (tmp_path / "orders.csv").write_text(rendered(rows, doublequote=False, escapechar="\\"), encoding="utf-8")
+    assert loaded(Written('path = "orders.csv"'), tmp_path).rows["orders"] == 30
+
+
+def test_single_precision_ids_beyond_their_digits_are_refused(tmp_path: Path) -> None:
+    pq.write_table(arrow(ROWS[:1], customer_id=lambda v: pa.array([1e8], pa.float32())), tmp_path / "o.parquet")
+    with pytest.raises(InputError, match="too large to keep all its digits"):
+        loaded(Written('path = "o.parquet"'), tmp_path)
+
+
+def test_a_column_with_a_space_in_its_name_is_read_like_any_other(tmp_path: Path) -> None:
+    rows = [{**row, "Cancelled At": "0000-00-00 00:00:00"} for row in texts(ROWS[:3])]
+    with pytest.raises(InputError, match="cannot be read as a moment"):
+        loaded(written_as(tmp_path, rows, cancelled_at="Cancelled At"), tmp_path)
+    rows = [{**row, "Order Date": "2024-05-01"} for row in texts(ROWS[:1])]
+    loaded(written_as(tmp_path, rows, 'time_format = "%Y-%d-%m"', ordered_at="Order Date"), tmp_path)
+    assert local_times(tmp_path)[0].date() == date(2024, 1, 5)
+
+
+def test_a_time_format_holds_in_conditions_too(tmp_path: Path) -> None:
+    rows = [{**row, "ordered_at": f"{k + 1:02d}/06/2024 9:05"} for k, row in enumerate(texts(ROWS[:9]))]
+    more = 'time_format = "%d/%m/%Y %-H:%-M"\nwhere = "ordered_at >= \'2024-06-05\'"'
+    assert loaded(written_as(tmp_path, rows, more), tmp_path).rows["orders"] == 5
+    assert local_times(tmp_path)[0] == datetime(2024, 6, 5, 9, 5)
+
+
+def test_a_condition_drops_no_row_whose_value_is_broken(tmp_path: Path) -> None:
+    rows = [*texts(ROWS[:9]), {**texts(ROWS[:1])[0], "order_id": "x", "ordered_at": "2024-02-30"}]
+    with pytest.raises(InputError, match=r"1 value\(s\) of ordered_at cannot be read"):
+        loaded(written_as(tmp_path, rows, "where = \"ordered_at < '2025-01-01'\""), tmp_path)
+
+
+def test_ids_that_a_query_renames_stay_texts(tmp_path: Path) -> None:
+    rows = [{"id": f"{k:04d}", "who": f"{k:03d}", "at": "2024-05-01T10:00:00Z", "n": "1"} for k in range(5)]
+    (tmp_path / "a.csv").write_text(rendered(rows))
+    query = "SELECT a.id AS order_id, a.who AS customer_id, a.at AS ordered_at, a.n * 2 AS amount FROM a"
+    loaded(Written(f'query = "{query}"\nfiles = {{ a = "a.csv" }}'), tmp_path)
+    with Store.read(tmp_path / "sources.json").connect(tmp_path / "sources.json") as connection:
+        found = connection.sql("SELECT order_id, customer_id FROM orders ORDER BY 1").fetchall()
+    assert found == [(row["id"], PSEUDONYMS(row["who"])) for row in rows]
+
+
+def test_parts_whose_names_differ_by_case_are_one_column(tmp_path: Path) -> None:
+    pq.write_table(arrow(ROWS[:300]), tmp_path / "o-1.parquet")
+    pq.write_table(arrow(ROWS[300:]).rename_columns([name.title() for name in ROWS[0]]), tmp_path / "o-2.parquet")
+    columns = {**COLUMNS, "ordered_at": "min(ordered_at)", "amount": "sum(amount)"}
+    loaded(Written('path = "o-*.parquet"\ngroup_by = "order_id, customer_id"', columns), tmp_path)
+    assert total(tmp_path) == sum(row["amount"] for row in ROWS)
+
+
+def test_a_date_beside_times_of_another_part_is_the_end_of_its_day(tmp_path: Path) -> None:
+    pq.write_table(arrow(ROWS[:1]), tmp_path / "o-1.parquet")
+    pq.write_table(arrow(ROWS[1:2], ordered_at=lambda v: pa.array([date(2024, 5, 1)])), tmp_path / "o-2.parquet")
+    columns = {**COLUMNS, "ordered_at": "min(ordered_at)", "amount": "sum(amount)"}
+    loaded(Written('path = "o-*.parquet"\ngroup_by = "order_id, customer_id"', columns), tmp_path)
+    assert local_times(tmp_path) == [naive(ROWS[0]["ordered_at"]), datetime(2024, 5, 1, 23, 59, 59, 999999)]
+
+
+def test_a_number_other_than_0_and_1_is_no_consent(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"c": ["a"], "at": [datetime(2024, 5, 1)], "p": ["marketing"], "g": [2]}), tmp_path / "consents.parquet")
+    tables = "[tables.consents]\npath = 'consents.parquet'\n[tables.consents.columns]\n"
+    tables += "customer_id = 'c'\nchanged_at = 'at'\npurpose = 'p'\ngranted = 'g'\n"
+    with pytest.raises(InputError, match="a number other than 0 and 1"):
+        loaded(csv_of(tmp_path, texts(ROWS[:3])), tmp_path, "", tables)
+
+
+def test_a_return_of_an_order_of_somebody_else_is_told_and_counts(tmp_path: Path) -> None:
+    written, tables = cancelled(tmp_path, True)
+    returns = [{"r": "R1", "customer_id": "b", "at": "2024-05-02T11:00:00Z", "n": "1", "amount": "100.00", "o": "OX1"}]
+    (tmp_path / "returns.csv").write_text(rendered(returns))
+    assert judged(written, tmp_path, "", tables)["returns.order_id.unmatched"].broken == 1
+
+
+def test_who_is_no_longer_left_out_is_told_again(tmp_path: Path) -> None:
+    rows = with_guests("Guest")
+    for more, told in (('[identity]\nnot_customers = ["guest"]\n', True), ('[identity]\nnot_customers = ["Guest"]\n', False), ("", True)):
+        found = judged(csv_of(tmp_path, rows), tmp_path, more)
+        assert bool(found["orders.customer_id.placeholder"].broken) is told
+
+
+def test_few_orders_of_a_shop_that_sells_less_are_no_strays() -> None:
+    days = [(date(2022, 1, 1) + timedelta(days=k), 100) for k in range(200)]
+    days += [(date(2022, 8, 10) + timedelta(days=k), 4) for k in range(300)]
+    assert Orders(*zip(*days, strict=True)).strays == (0, 0)
