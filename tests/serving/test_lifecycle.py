@@ -134,10 +134,17 @@ def test_new_callers_are_answered_within_five_seconds_of_a_kill_and_the_worker_c
     assert len(workers(tmp_path)) == 2
 
 
+def erased(address: str, customer: str) -> None:
+    """Somebody who is known by a consent alone, and then erased."""
+    place = f"{address}/v1/customers/{customer}"
+    assert httpx.put(f"{place}/consents", json={"consents": [{"granted": True}]}).status_code == 200
+    assert httpx.delete(place).status_code == 200
+
+
 @pytest.mark.parametrize("address", [{"follow": f"{NAME}@champion", "workers": "2", "follow_seconds": "1"}], indirect=True)
 def test_a_service_that_ends_leaves_no_child(address: str, tmp_path: Path) -> None:
     for customer in ("a", "b", "c"):
-        assert httpx.delete(f"{address}/v1/customers/{customer}").status_code == 200
+        erased(address, customer)
     family = of_home(tmp_path)
     assert any("serving.follow" in " ".join(one.cmdline()) for one in family)
     supervisor(tmp_path).terminate()
@@ -147,7 +154,7 @@ def test_a_service_that_ends_leaves_no_child(address: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("address", [{"follow": f"{NAME}@champion"}], indirect=True)
 def test_a_killed_workers_follower_goes_with_it_and_finished_children_are_buried(address: str, tmp_path: Path) -> None:
-    assert httpx.delete(f"{address}/v1/customers/a").status_code == 200
+    erased(address, "a")
     (worker,) = workers(tmp_path)
     end = time.monotonic() + 30
     while time.monotonic() < end and any(

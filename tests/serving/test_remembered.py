@@ -1,7 +1,6 @@
 """What batch, service and simulation remember of a customer is the same: contacts of a year, of two words on a consent the withdrawal."""
 
 from datetime import datetime, timedelta
-from zoneinfo import ZoneInfo
 
 import duckdb
 import pytest
@@ -21,7 +20,8 @@ def test_of_two_consents_at_one_moment_the_withdrawal_wins_in_service_and_simula
         )
         for granted in (first, not first):
             connection.execute("INSERT INTO consents VALUES ('a', 'marketing', NULL, $1, $2, $2)", [granted, LAST])
-        ((*_, loaded, _),) = load._consents(connection, ZoneInfo("UTC"))
+        connection.execute("CREATE SCHEMA moments; CREATE VIEW moments.consents AS FROM main.consents")
+        ((*_, loaded, _),) = load._consents(connection)
         ((*_, simulated, _),) = connection.execute(simulation._CONSENTS, [LAST]).fetchall()
     assert (loaded, simulated) == (False, False)
 
@@ -35,7 +35,10 @@ def test_contacts_are_remembered_as_long_as_a_policy_may_look_back() -> None:
         )
         for days in (1, 121, REMEMBERED_DAYS - 1, REMEMBERED_DAYS + 1):
             connection.execute("INSERT INTO contacts VALUES ('a', $1, $1, 1, 'sms', NULL, NULL, NULL)", [LAST - timedelta(days=days)])
-        loaded = list(load._contacts(connection, LAST, ZoneInfo("UTC")))
+        connection.execute("CREATE SCHEMA moments")
+        for name in ("orders", "contacts"):
+            connection.execute(f"CREATE VIEW moments.{name} AS FROM main.{name}")
+        loaded = list(load._contacts(connection, LAST))
         simulated = connection.execute(simulation._CONTACTS, [LAST, LAST - timedelta(days=REMEMBERED_DAYS), ["sms"]]).fetchall()
     assert (len(loaded), len(simulated)) == (3, 3)
     with pytest.raises(ValidationError):
