@@ -7,6 +7,7 @@ whole numbers again before anything else sees them.
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,10 +87,11 @@ class Reader:
         return self._csv(found, key, alias) if _CSV.search(path) else self._parquet(found, key)
 
     def _parquet(self, files: Sequence[str], key: str) -> Rows:
-        parts, schemas, every = [], [], []
+        parts, schemas, every, old = [], [], [], list[str]()
         for file in files:
             try:
-                names = pq.read_schema(file).names
+                given = pq.ParquetFile(file)
+                names = given.schema_arrow.names
                 described = self.connection.sql(f"DESCRIBE SELECT * FROM {parquet([file])}").fetchall()
             except (OSError, pa.ArrowException, duckdb.Error) as error:
                 problem = "is empty" if os.path.getsize(file) == 0 else f"cannot be read ({type(error).__name__})"
@@ -100,7 +102,9 @@ class Reader:
             parts.append((parquet([file]), {self.names.spelt(exact[place]): str(described[place][0]) for place in chosen}))
             schemas.append(types)
             every += exact
-        return replace(self._united(files, parts, schemas), names=_once(every))
+            old += [f"{self.names.spelt(name)}: INT96 times, which tell no zone, taken as local" for name in _int96(given) if name in types]
+        rows = self._united(files, parts, schemas)
+        return replace(rows, names=_once(every), guesses=summed([rows.guesses, Counter(old)]))
 
     def _united(self, files: Sequence[str], parts: Sequence[tuple[str, dict[str, str]]], schemas: Sequence[dict[str, str]]) -> Rows:
         """Rows of several relations, each with its own types and names."""
@@ -276,6 +280,12 @@ def first_line(error: duckdb.Error) -> str:
 def _found(path: str) -> list[str]:
     """Files of a path or a glob; a file whose own name looks like a glob is that file."""
     return [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
+
+
+def _int96(file: pq.ParquetFile) -> list[str]:
+    """Columns of the type that old versions of Spark and Impala keep times in; one means UTC, the other local time."""
+    columns = (file.schema.column(place) for place in range(len(file.schema.names)))
+    return [column.path for column in columns if column.physical_type == "INT96"]
 
 
 def _mixed_times(schemas: Sequence[Mapping[str, str]]) -> set[str]:

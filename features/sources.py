@@ -150,6 +150,13 @@ class _Loader:
         return sha256_json([definition, identity, columns, stats, fresh, self.pseudonyms.check])[:24]
 
     def _create(self, files: list[str], path: Path) -> None:
+        try:
+            self._make(files, path)
+        except duckdb.Error as error:  # its message may name a value
+            problem = f"an expression or a condition cannot be computed for every row ({type(error).__name__})"
+            raise self.place.error("", "", problem, "correct it; TRY_CAST leaves unknown what cannot be cast") from None
+
+    def _make(self, files: list[str], path: Path) -> None:
         rows = self.reader.rows(files)
         overlaps: list[copies.Overlap] = []
         if self.table.group_by and len(rows.files) > 1:  # copies would be added up

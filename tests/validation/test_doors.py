@@ -632,3 +632,18 @@ def test_few_orders_of_a_shop_that_sells_less_are_no_strays() -> None:
     days = [(date(2022, 1, 1) + timedelta(days=k), 100) for k in range(200)]
     days += [(date(2022, 8, 10) + timedelta(days=k), 4) for k in range(300)]
     assert Orders(*zip(*days, strict=True)).strays == (0, 0)
+
+
+def test_old_times_without_a_zone_are_told(tmp_path: Path) -> None:
+    table = arrow(ROWS[:3], ordered_at=lambda v: pa.array([naive(m.as_py()) for m in v], pa.timestamp("ns")))
+    pq.write_table(table, tmp_path / "o.parquet", use_deprecated_int96_timestamps=True)
+    found = loaded(Written('path = "o.parquet"'), tmp_path)
+    assert found.reading == {"orders.ordered_at: INT96 times, which tell no zone, taken as local": 1}
+
+
+@pytest.mark.parametrize("condition", ["CAST(order_id AS INT) > 0", "1 / (amount - amount) > 0 AND CAST(sku AS INT) > 1"])
+def test_a_condition_that_fails_names_no_value(condition: str, tmp_path: Path) -> None:
+    rows = [{**row, "order_id": "secret" if k == 7 else row["order_id"]} for k, row in enumerate(texts(ROWS[:20]))]
+    with pytest.raises(InputError) as caught:
+        loaded(written_as(tmp_path, rows, f'where = "{condition}"'), tmp_path)
+    assert not any(word in str(caught.value) for word in ("secret", "äbcé"))
