@@ -138,8 +138,7 @@ def packed_body(body: bytes, coding: str = "gzip") -> dict[str, Any]:
 
 def test_a_compressed_body_is_read_and_a_bomb_is_not_inflated(served: Served) -> None:
     body = json.dumps({"customers": [{"customer_id": "a"}]}).encode()
-    two = gzip.compress(body[:10]) + gzip.compress(body[10:])
-    for some in (gzip.compress(body), two, gzip.compress(body + b" " * 200_000)):
+    for some in (gzip.compress(body), gzip.compress(body + b" " * 200_000)):
         assert served.client.post("/v1/score", **packed_body(some)).json()["results"][0]["customer_id"] == "a"
     bomb = gzip.compress(b" " * (LIST_BYTES * 20))
     assert len(bomb) < LIST_BYTES
@@ -153,6 +152,8 @@ def test_a_compressed_body_is_read_and_a_bomb_is_not_inflated(served: Served) ->
         (gzip.compress(b"{}")[:-4], "gzip", 400),
         (b"{}", "gzip", 400),
         (gzip.compress(b"{}") + b"more", "gzip", 400),
+        (gzip.compress(b"{") + gzip.compress(b"}"), "gzip", 400),
+        pytest.param(gzip.compress(b"") * 200_000, "gzip", 400, id="many empty members"),
         (b"", "gzip", 400),
         (zlib.compress(b"{}"), "deflate", 415),
         (b"{}", "br", 415),
