@@ -281,13 +281,16 @@ class SqliteStore(OnlineStore):
             try:
                 db.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    raise
                 raise StoreBusy(f"no turn to write within {BUSY_SECONDS:.0f} s") from error
             try:
                 yield
+                db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # SQLite has ended it by itself after some errors; after others it stays open, a failed COMMIT too
+                    db.execute("ROLLBACK")
                 raise
-            db.execute("COMMIT")
 
     @contextmanager
     def _turn(self, urgent: bool) -> Iterator[None]:

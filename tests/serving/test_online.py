@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from serving import online
 from serving.audit import subject
-from serving.online import OnlineStore, PastContact, SqliteStore
+from serving.online import OnlineStore, PastContact, SqliteStore, StoreBusy
 from tests.conftest import ROOT
 
 MAIL, SMS = "e-mail", "sms"
@@ -314,6 +315,30 @@ def test_a_process_killed_in_a_transaction_leaves_nothing_of_it(file: Path, chil
     store = SqliteStore(file)
     store.spend("d", {"budget": 1})
     assert store.spent("d") == {"budget": 1}
+
+
+def test_a_commit_that_fails_leaves_the_store_writable(file: Path) -> None:
+    store = SqliteStore(file)
+    store._db.executescript("PRAGMA foreign_keys = ON; CREATE TABLE one (id INTEGER PRIMARY KEY);")
+    store._db.execute("CREATE TABLE other (one INTEGER REFERENCES one DEFERRABLE INITIALLY DEFERRED)")
+    with pytest.raises(sqlite3.IntegrityError), store.transaction():  # noqa: PT012
+        store.set_meta("x", 1)
+        store._db.execute("INSERT INTO other VALUES (1)")
+    with store.transaction():
+        store.set_meta("y", 2)
+    assert (store.meta("x"), SqliteStore(file).meta("y")) == (None, 2)
+
+
+def test_only_a_store_that_is_busy_is_called_so(file: Path, child: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(online, "BUSY_SECONDS", 0.1)
+    store = SqliteStore(file)
+    with pytest.raises(StoreBusy), store.transaction():
+        pass
+    store._db.execute("PRAGMA query_only = ON")
+    child.kill()
+    child.wait()
+    with pytest.raises(sqlite3.OperationalError, match="readonly"), store.transaction():
+        store.set_meta("x", 1)
 
 
 def test_the_decision_log_is_never_changed(file: Path) -> None:
