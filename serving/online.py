@@ -25,6 +25,8 @@ UNITS = 1_000_000
 DAY_SECONDS = 86_400.0
 BUSY_SECONDS = 10.0
 """A writer waits so long for another's transaction."""
+TURN_SECONDS = 0.002
+"""How often a writer looks whether it is its turn."""
 
 
 class StoreBusy(RuntimeError):
@@ -294,8 +296,13 @@ class SqliteStore(OnlineStore):
 
     @contextmanager
     def _turn(self, urgent: bool) -> Iterator[None]:
-        """SQLite lets in whoever looks at the right moment: of all processes, those who are not urgent wait here for those who are."""
-        fcntl.flock(self._local.urgent, fcntl.LOCK_SH if urgent else fcntl.LOCK_EX)
+        """SQLite lets in whoever looks at the right moment: of all processes, those who are not urgent wait here for those who are.
+
+        A courtesy, kept for `BUSY_SECONDS`: a process that was stopped in its turn holds nobody up for longer.
+        """
+        end = time.monotonic() + BUSY_SECONDS
+        while not self._taken(fcntl.LOCK_SH if urgent else fcntl.LOCK_EX) and time.monotonic() < end:
+            time.sleep(TURN_SECONDS)
         if not urgent:
             fcntl.flock(self._local.urgent, fcntl.LOCK_UN)
         try:
@@ -303,6 +310,13 @@ class SqliteStore(OnlineStore):
         finally:
             if urgent:
                 fcntl.flock(self._local.urgent, fcntl.LOCK_UN)
+
+    def _taken(self, kind: int) -> bool:
+        try:
+            fcntl.flock(self._local.urgent, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def meta(self, key: str) -> Any:  # noqa: D102
         found = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()

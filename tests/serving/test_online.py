@@ -1,5 +1,6 @@
 """What every online store does, told once in `OnlineStoreTests`, which each kind of store joins; and SQLite's own promises."""
 
+import fcntl
 import os
 import sqlite3
 import subprocess
@@ -339,6 +340,24 @@ def test_only_a_store_that_is_busy_is_called_so(file: Path, child: subprocess.Po
     child.wait()
     with pytest.raises(sqlite3.OperationalError, match="readonly"), store.transaction():
         store.set_meta("x", 1)
+
+
+@pytest.mark.parametrize(("held", "urgent"), [(fcntl.LOCK_SH, False), (fcntl.LOCK_EX, True)])
+def test_a_stopped_process_holds_nobody_up_for_ever(file: Path, monkeypatch: pytest.MonkeyPatch, held: int, urgent: bool) -> None:
+    monkeypatch.setattr(online, "BUSY_SECONDS", 0.2)
+    store = SqliteStore(file)
+
+    def write() -> None:
+        with store.transaction(urgent):
+            store.set_meta("x", 1)
+
+    with store.urgent.open("r+b") as stopped:
+        fcntl.flock(stopped, held)
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join(10)
+        assert store.meta("x") == 1
+    thread.join()
 
 
 def test_the_decision_log_is_never_changed(file: Path) -> None:
