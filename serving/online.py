@@ -169,11 +169,11 @@ class OnlineStore(ABC):
 
     @abstractmethod
     def plan_occasion(self, customer: str, occasion: str, due: float) -> None:
-        """Ask for a decision at a moment, in place of an earlier one for the same occasion of the customer."""
+        """Ask for a decision at a moment, in place of an earlier one for the same occasion of the customer's person."""
 
     @abstractmethod
     def cancel_occasion(self, customer: str, occasion: str) -> None:
-        """The reason for it is gone."""
+        """The reason for it is gone, under whichever id of the customer's person it was planned."""
 
     @abstractmethod
     def take_due(self, now: float, limit: int, lease: float) -> list[tuple[str, str]]:
@@ -460,10 +460,12 @@ class SqliteStore(OnlineStore):
         return [{"kind": kind, "at": at, "value": value} for kind, at, value in found]
 
     def plan_occasion(self, customer: str, occasion: str, due: float) -> None:  # noqa: D102
-        self._db.execute("INSERT OR REPLACE INTO due VALUES (?, ?, ?)", (customer, occasion, due))
+        self.cancel_occasion(customer, occasion)
+        self._db.execute("INSERT INTO due VALUES (?, ?, ?)", (customer, occasion, due))
 
     def cancel_occasion(self, customer: str, occasion: str) -> None:  # noqa: D102
-        self._db.execute("DELETE FROM due WHERE customer = ? AND occasion = ?", (customer, occasion))
+        ids = self.ids_of(customer)
+        self._db.executemany("DELETE FROM due WHERE customer = ? AND occasion = ?", [(one, occasion) for one in ids])
 
     def take_due(self, now: float, limit: int, lease: float) -> list[tuple[str, str]]:  # noqa: D102
         if self._db.execute("SELECT 1 FROM due WHERE at <= ? LIMIT 1", (now,)).fetchone() is None:

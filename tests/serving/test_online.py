@@ -228,6 +228,16 @@ class OnlineStoreTests:
         assert [name for name, _ in store.take_due(40.0, 2, 99.0)] == ["b", "c"]
         assert [name for name, _ in store.take_due(40.0, 2, 99.0)] == ["a"]
 
+    def test_an_occasion_is_the_persons_under_whichever_id_it_was_planned(self, store: OnlineStore) -> None:
+        for name in "ab":
+            store.plan_occasion(name, "cart_left", 10.0)
+            store.plan_occasion(name, "silent_90d", 10.0)
+        store.set_persons([("b", "a")])
+        store.cancel_occasion("a", "cart_left")
+        store.plan_occasion("b", "silent_90d", 20.0)
+        assert store.take_due(15.0, 10, 99.0) == []
+        assert store.take_due(20.0, 10, 99.0) == [("b", "silent_90d")]
+
     def test_an_erased_customer_is_gone_from_everywhere_and_nobody_else_is(self, store: OnlineStore) -> None:
         for name in ("a", "b"):
             fill(store, name)
