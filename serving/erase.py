@@ -1,4 +1,4 @@
-"""Removes persons from every file of a home: ``python -m serving.erase HOME`` does what `ask` has left to do.
+"""Removes persons from the online store and every file of a home: ``python -m serving.erase HOME`` does what `ask` has left to do.
 
 The service asks when it erases somebody from the online store, and starts this; when it starts itself it looks for what a kill has left
 undone. Files that hold the person are written anew without, each whole or not at all, one erasure after another and never beside a run
@@ -23,6 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.files import locked, replacing, write_text
+from features.settings import Settings
+from serving.online import SqliteStore
 
 IDS = ("customer_id", "left_id", "right_id", "person_id")
 ORDER = "order_id"
@@ -167,32 +169,53 @@ def main() -> None:
                 fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            with locked(home, wait=True):
-                failed |= erase_all(home)
+            failed |= erase_all(home)
 
 
 def erase_all(home: Path) -> set[Path]:
     """Do what is asked for; returns the words of those for whom that failed: the others do not wait, the service tries again later."""
-    failed = set()
-    for word, pseudonyms in asked(home).items():
-        try:
-            done = [erase(home, one) for one in pseudonyms]
-        except Exception as error:
-            failed.add(word)
-            _tell(f"an erasure failed: {type(error).__name__}")
-            continue
-        changed = {file for one in done for file in one.changed}
-        faults = {file: kind for one in done for file, kind in one.failed.items()}
-        print(f"erased a customer from {len(changed)} file(s)", flush=True)
-        if faults:
-            failed.add(word)
-            for file, kind in faults.items():
-                _tell(
-                    f"an erasure has to be tried again: {file.relative_to(home)} could not be read or written ({kind}); mend or remove it"
-                )
-        else:
-            word.unlink(missing_ok=True)
-    return failed
+    words = asked(home)
+    persons = {word: _tried(partial(_from_store, home, word, names)) for word, names in words.items()}
+    with locked(home, wait=True):
+        done = {word for word, ids in persons.items() if ids and _tried(partial(_from_files, home, ids))}
+    for word in done:
+        word.unlink(missing_ok=True)
+    return set(words) - done
+
+
+def _tried(step: Callable[[], Result]) -> Result | None:
+    """The result of a step, None where it failed."""
+    try:
+        return step()
+    except Exception as error:
+        _tell(f"an erasure failed: {type(error).__name__}")
+        return None
+
+
+def _store_file(home: Path) -> Path:
+    return Settings().online or home / "online.db"
+
+
+def _from_store(home: Path, word: Path, names: list[str]) -> list[str]:
+    """Erase a person from the online store, which a worker may not have come to after it left word; returns all ids of the person."""
+    if not _store_file(home).exists():
+        return names
+    store = SqliteStore(_store_file(home))
+    if more := {id for name in names for id in store.ids_of(name)}.difference(names):
+        names = [*names, *sorted(more)]
+        write_text(word, "\n".join(names))  # the store's word on who is one person goes with the person
+    return sorted({id for name in names for id in store.erase(name)})
+
+
+def _from_files(home: Path, ids: list[str]) -> bool:
+    """Whether a person is in no file of the home any more."""
+    done = [erase(home, one) for one in ids]
+    changed = {file for one in done for file in one.changed}
+    faults = {file: kind for one in done for file, kind in one.failed.items()}
+    print(f"erased a customer from {len(changed)} file(s)", flush=True)
+    for file, kind in faults.items():
+        _tell(f"an erasure has to be tried again: {file.relative_to(home)} could not be read or written ({kind}); mend or remove it")
+    return not faults
 
 
 def _tell(fault: str) -> None:

@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving import erase
+from serving.online import SqliteStore
 from tests.serving.conftest import Served
+from tests.serving.test_online import fill
 
-PERSON, OTHER = "0123456789abcdef0123456789abcdef", "f" * 32
+PERSON, JOINED, OTHER = "0123456789abcdef0123456789abcdef", "e" * 32, "f" * 32
 
 
 def written(file: Path, **columns: pa.Array) -> Path:
@@ -64,3 +66,19 @@ def test_an_unknown_one_is_404_though_a_file_cannot_be_read(served: Served) -> N
     (served.home / "empty.parquet").touch()
     assert served.client.delete("/v1/customers/nobody").status_code == 404
     (served.home / "empty.parquet").unlink()
+
+
+def test_a_person_of_whom_only_word_was_left_goes_from_the_store_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker was killed between the two; a link that came meanwhile is followed."""
+    for file in (tmp_path / "online.db", tmp_path / "elsewhere" / "store.sqlite"):
+        monkeypatch.setenv("HOLDFAST_ONLINE", str(file))
+        store = SqliteStore(file)
+        for name in (PERSON, JOINED, OTHER):
+            fill(store, name)
+        store.set_persons([(JOINED, PERSON)])
+        table = written(tmp_path / "a.parquet", customer_id=pa.array([PERSON, JOINED, OTHER]))
+        erase.ask(tmp_path, [PERSON])
+        assert erase.erase_all(tmp_path) == set(erase.asked(tmp_path)) == set()
+        assert store.known() == {OTHER}
+        assert store.erased([PERSON, JOINED, OTHER]) == {PERSON, JOINED}
+        assert pq.read_table(table)["customer_id"].to_pylist() == [OTHER]
