@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from features.files import locked, replacing, write_text
 from features.settings import Settings
-from serving.online import SqliteStore
+from serving.online import BUSY_SECONDS, SqliteStore, emptied
 
 IDS = ("customer_id", "left_id", "right_id", "person_id")
 ORDER = "order_id"
@@ -32,6 +32,8 @@ ASKED = Path("serving") / "erasing"
 """Folder of a home with a file for each person still to be removed."""
 FAULTS = (pa.ArrowException, OSError, sqlite3.Error)
 """How a file fails that is odd, empty, broken or in use."""
+SETTLE_SECONDS = 10.0
+"""How long readers of a database are waited for; then it is tried again later."""
 Result = TypeVar("Result")
 
 
@@ -124,10 +126,22 @@ def _vacuumed(file: Path, pseudonym: str) -> bool:
     """Rewrite an SQLite file in whose unused bytes the customer is still found: pages that were split keep old copies."""
     if pseudonym.encode() not in file.read_bytes():
         return False
-    with closing(sqlite3.connect(file, timeout=60)) as db:
-        db.execute("VACUUM")
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    _settle(file)
+    if pseudonym.encode() in file.read_bytes():
+        with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as db:
+            db.execute("VACUUM")
+        _settle(file)
     return True
+
+
+def _settle(file: Path) -> None:
+    """Have an SQLite file hold what its log ahead says, and the log hold nothing. Raises OperationalError where a reader stays."""
+    end = time.monotonic() + SETTLE_SECONDS
+    with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as db:
+        while not emptied(db):
+            if time.monotonic() > end:
+                raise sqlite3.OperationalError("somebody reads on and on")
+            time.sleep(0.05)
 
 
 def ask(home: Path, pseudonyms: Sequence[str]) -> Path:
@@ -177,7 +191,9 @@ def erase_all(home: Path) -> set[Path]:
     words = asked(home)
     persons = {word: _tried(partial(_from_store, home, word, names)) for word, names in words.items()}
     with locked(home, wait=True):
-        done = {word for word, ids in persons.items() if ids and _tried(partial(_from_files, home, ids))}
+        done = {word for word, ids in persons.items() if ids is not None and _tried(partial(_from_files, home, ids))}
+    if done and not _tried(partial(_from_log, home)):
+        return set(words)
     for word in done:
         word.unlink(missing_ok=True)
     return set(words) - done
@@ -205,6 +221,13 @@ def _from_store(home: Path, word: Path, names: list[str]) -> list[str]:
         names = [*names, *sorted(more)]
         write_text(word, "\n".join(names))  # the store's word on who is one person goes with the person
     return sorted({id for name in names for id in store.erase(name)})
+
+
+def _from_log(home: Path) -> bool:
+    """Empty the online store's log, which holds what was erased until nobody reads it any more."""
+    if _store_file(home).exists():
+        _settle(_store_file(home))
+    return True
 
 
 def _from_files(home: Path, ids: list[str]) -> bool:

@@ -201,9 +201,9 @@ class OnlineStore(ABC):
 
     @abstractmethod
     def erase(self, customer: str) -> list[str]:
-        """Remove everything of a customer's person, and every byte of it from the disk; what stays is a one-way digest of each id.
+        """Remove everything of a customer's person; what stays is a one-way digest of each id. Returns the ids.
 
-        Returns the ids.
+        Old pages leave the disk with it, or with the eraser where somebody still reads them.
         """
 
     @abstractmethod
@@ -515,8 +515,17 @@ class SqliteStore(OnlineStore):
                 self._db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (subject(one),))
                 for table in _OF_CUSTOMER:
                     self._db.execute(f"DELETE FROM {table} WHERE customer = ?", (one,))
-        for _ in range(100):  # the log ahead of the file still holds the old pages until no reader needs them
-            if not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                break
-            time.sleep(0.05)
+        emptied(self._db)
         return ids
+
+
+def emptied(db: sqlite3.Connection) -> bool:
+    """Whether the log ahead of a file, which holds old pages, was emptied: not while anybody reads or writes.
+
+    Never waits: SQLite lets nobody write while it waits for readers here.
+    """
+    db.execute("PRAGMA busy_timeout = 0")
+    try:
+        return not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")

@@ -1,7 +1,10 @@
 """An erasure ends, whatever lies in a home and whoever is killed: odd files, readers of the online store, words that were left."""
 
 import os
+import sqlite3
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +14,7 @@ import pytest
 from serving import erase
 from serving.online import SqliteStore
 from tests.serving.conftest import Served
-from tests.serving.test_online import fill
+from tests.serving.test_online import fill, on_disk
 
 PERSON, JOINED, OTHER = "0123456789abcdef0123456789abcdef", "e" * 32, "f" * 32
 
@@ -82,3 +85,20 @@ def test_a_person_of_whom_only_word_was_left_goes_from_the_store_too(tmp_path: P
         assert store.known() == {OTHER}
         assert store.erased([PERSON, JOINED, OTHER]) == {PERSON, JOINED}
         assert pq.read_table(table)["customer_id"].to_pylist() == [OTHER]
+
+
+def test_an_erasure_keeps_no_writer_waiting_for_readers_and_its_word_until_they_have_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erase, "SETTLE_SECONDS", 0.2)
+    store, done = SqliteStore(tmp_path / "online.db"), threading.Event()
+    fill(store, PERSON)
+    with closing(sqlite3.connect(store.file, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM decision").fetchone() == (1,)
+        threading.Thread(target=lambda: [erase.ask(tmp_path, store.erase(PERSON)), done.set()], daemon=True).start()
+        assert done.wait(8)
+        assert erase.erase_all(tmp_path) == set(erase.asked(tmp_path)) != set()
+        assert PERSON.encode() in on_disk(store.file)
+    assert erase.erase_all(tmp_path) == set(erase.asked(tmp_path)) == set()
+    assert PERSON.encode() not in on_disk(store.file)

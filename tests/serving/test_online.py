@@ -408,20 +408,6 @@ def test_erasure_leaves_no_byte_of_the_pseudonym_on_the_disk(file: Path) -> None
     assert f"{5:032x}".encode() in left
 
 
-def test_erasure_waits_for_a_reader_that_still_needs_the_old_pages(file: Path) -> None:
-    store, name = SqliteStore(file), "0123456789abcdef0123456789abcdef"
-    fill(store, name)
-    reader = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
-    reader.execute("BEGIN")
-    assert reader.execute("SELECT count(*) FROM decision").fetchone() == (1,)
-    release = threading.Timer(0.5, lambda: reader.execute("COMMIT"))
-    release.start()
-    store.erase(name)
-    assert name.encode() not in on_disk(file)
-    release.join()
-    reader.close()
-
-
 def test_only_the_owner_may_read_the_file(file: Path) -> None:
     fill(SqliteStore(file), "a")
     assert {oct(path.stat().st_mode & 0o777) for path in file.parent.glob(f"{file.name}*")} == {"0o600"}
