@@ -185,19 +185,24 @@ class Api:
         """The request's body as a model, and its size in bytes, once it is the request's turn.
 
         Bodies are read before the queue, so that a slow caller keeps nobody waiting; few large ones at once, so that few lie in memory.
-        What comes ``first`` has a queue of its own.
+        What comes ``first`` is small by its limit and has a queue of its own: however it is sent, it waits for no list.
         """
         packed, length = bodies.compressed(request), request.headers.get("content-length", "")
-        small = length.isdigit() and int(length) <= SMALL_BYTES
+        small = first or (length.isdigit() and int(length) <= SMALL_BYTES)
         async with contextlib.nullcontext() if small else self.reading:
             body = await bodies.received(request, largest)
         async with contextlib.AsyncExitStack() as turns:
+            if first:
+                await turns.enter_async_context(self.first)
+                body = bodies.inflated(body, largest) if packed else body
+                yield bodies.parsed(model, body), len(body)
+                return
             if packed:
                 await turns.enter_async_context(self.large)
                 body = await asyncio.to_thread(bodies.inflated, body, largest)
             if len(body) <= SMALL_BYTES:
                 await turns.aclose()  # small after all
-                await turns.enter_async_context(self.first if first else self.small)
+                await turns.enter_async_context(self.small)
                 yield bodies.parsed(model, body), len(body)
                 return
             if not packed:
