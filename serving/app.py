@@ -41,7 +41,7 @@ AT_ONCE, MOST_WAITING = 8, 160
 """Small requests at work together (most in turn, in the event loop; raw histories in a thread), and those that may wait."""
 LARGE_AT_ONCE, LARGE_WAITING = 2, 32
 POLL_SECONDS, DUE_SECONDS, GAUGE_SECONDS, FOLLOWER_SECONDS, ADOPT_SECONDS = 0.25, 0.2, 5.0, 5.0, 1.0
-ERASERS_SECONDS = 2.0
+ERASERS_SECONDS, RETRY_SECONDS = 2.0, 60.0
 SWITCH_SECONDS = 0.001
 """A thread at work gives way after so long: an opt-out goes through three, each of which would wait for those that read events."""
 DRAIN_SECONDS = 1.5
@@ -146,7 +146,7 @@ class Api:
 
     def _adopt(self) -> None:
         """Take over what the warm-up has found, wait for children that have ended, start an eraser that was put off."""
-        if self._more:
+        if self._more or self._left_over():
             self._erase_files()
         for name, child in list(self.children.items()):
             if name != "follower" and child.poll() is not None:
@@ -185,19 +185,24 @@ class Api:
         """The request's body as a model, and its size in bytes, once it is the request's turn.
 
         Bodies are read before the queue, so that a slow caller keeps nobody waiting; few large ones at once, so that few lie in memory.
-        What comes ``first`` has a queue of its own.
+        What comes ``first`` is small by its limit and has a queue of its own: however it is sent, it waits for no list.
         """
         packed, length = bodies.compressed(request), request.headers.get("content-length", "")
-        small = length.isdigit() and int(length) <= SMALL_BYTES
+        small = first or (length.isdigit() and int(length) <= SMALL_BYTES)
         async with contextlib.nullcontext() if small else self.reading:
             body = await bodies.received(request, largest)
         async with contextlib.AsyncExitStack() as turns:
+            if first:
+                await turns.enter_async_context(self.first)
+                body = bodies.inflated(body, largest) if packed else body
+                yield bodies.parsed(model, body), len(body)
+                return
             if packed:
                 await turns.enter_async_context(self.large)
                 body = await asyncio.to_thread(bodies.inflated, body, largest)
             if len(body) <= SMALL_BYTES:
                 await turns.aclose()  # small after all
-                await turns.enter_async_context(self.first if first else self.small)
+                await turns.enter_async_context(self.small)
                 yield bodies.parsed(model, body), len(body)
                 return
             if not packed:
@@ -311,6 +316,10 @@ class Api:
         self._erasing_at = time.monotonic()
         child = subprocess.Popen([sys.executable, "-m", "serving.erase", str(self.setup.home)], start_new_session=True, preexec_fn=_deaf)
         self.children[f"erase {child.pid}"] = child
+
+    def _left_over(self) -> bool:
+        """Whether somebody is still in the files though the eraser has had its time."""
+        return time.monotonic() - self._erasing_at > RETRY_SECONDS and erase.overdue(self.setup.home, RETRY_SECONDS)
 
     def _finish_erasures(self) -> None:
         """What was asked for and not done before a kill."""

@@ -48,23 +48,25 @@ async def received(request: Request, largest: int) -> bytes:
 
 
 def inflated(body: bytes, largest: int) -> bytes:
-    """The bytes of a gzip body, by steps, so that a small body never becomes more than ``largest`` bytes here. Raises Refusal."""
-    parts, size = [], 0
+    """The bytes of a gzip body, by steps, so that a small body never becomes more than ``largest`` bytes here. Raises Refusal.
+
+    One member only: of many empty ones each would cost a copy of all that follow.
+    """
+    parts, size, member = [], 0, zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
-        while body:
-            member = zlib.decompressobj(16 + zlib.MAX_WBITS)
-            while not member.eof:
-                part = member.decompress(body, STEP_BYTES)
-                body = member.unconsumed_tail
-                size += len(part)
-                if size > largest:
-                    raise too_large(largest)
-                if not part and not body and not member.eof:
-                    raise zlib.error("cut short")
-                parts.append(part)
-            body = member.unused_data
+        while not member.eof:
+            part = member.decompress(body, STEP_BYTES)
+            body = member.unconsumed_tail
+            size += len(part)
+            if size > largest:
+                raise too_large(largest)
+            if not part and not body and not member.eof:
+                raise zlib.error("cut short")
+            parts.append(part)
     except zlib.error:
         raise Refusal(400, "Not gzip", "the body is not what its Content-Encoding says") from None
+    if member.unused_data:
+        raise Refusal(400, "Not one gzip member", "more follows after the first gzip member: compress the body in one piece")
     return b"".join(parts)
 
 

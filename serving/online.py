@@ -25,6 +25,8 @@ UNITS = 1_000_000
 DAY_SECONDS = 86_400.0
 BUSY_SECONDS = 10.0
 """A writer waits so long for another's transaction."""
+TURN_SECONDS = 0.002
+"""How often a writer looks whether it is its turn."""
 
 
 class StoreBusy(RuntimeError):
@@ -171,11 +173,11 @@ class OnlineStore(ABC):
 
     @abstractmethod
     def plan_occasion(self, customer: str, occasion: str, due: float) -> None:
-        """Ask for a decision at a moment, in place of an earlier one for the same occasion of the customer."""
+        """Ask for a decision at a moment, in place of an earlier one for the same occasion of the customer's person."""
 
     @abstractmethod
     def cancel_occasion(self, customer: str, occasion: str) -> None:
-        """The reason for it is gone."""
+        """The reason for it is gone, under whichever id of the customer's person it was planned."""
 
     @abstractmethod
     def take_due(self, now: float, limit: int, lease: float) -> list[tuple[str, str]]:
@@ -203,9 +205,9 @@ class OnlineStore(ABC):
 
     @abstractmethod
     def erase(self, customer: str) -> list[str]:
-        """Remove everything of a customer's person, and every byte of it from the disk; what stays is a one-way digest of each id.
+        """Remove everything of a customer's person; what stays is a one-way digest of each id. Returns the ids.
 
-        Returns the ids.
+        Old pages leave the disk with it, or with the eraser where somebody still reads them.
         """
 
     @abstractmethod
@@ -285,18 +287,26 @@ class SqliteStore(OnlineStore):
             try:
                 db.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    raise
                 raise StoreBusy(f"no turn to write within {BUSY_SECONDS:.0f} s") from error
             try:
                 yield
+                db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # SQLite has ended it by itself after some errors; after others it stays open, a failed COMMIT too
+                    db.execute("ROLLBACK")
                 raise
-            db.execute("COMMIT")
 
     @contextmanager
     def _turn(self, urgent: bool) -> Iterator[None]:
-        """SQLite lets in whoever looks at the right moment: of all processes, those who are not urgent wait here for those who are."""
-        fcntl.flock(self._local.urgent, fcntl.LOCK_SH if urgent else fcntl.LOCK_EX)
+        """SQLite lets in whoever looks at the right moment: of all processes, those who are not urgent wait here for those who are.
+
+        A courtesy, kept for `BUSY_SECONDS`: a process that was stopped in its turn holds nobody up for longer.
+        """
+        end = time.monotonic() + BUSY_SECONDS
+        while not self._taken(fcntl.LOCK_SH if urgent else fcntl.LOCK_EX) and time.monotonic() < end:
+            time.sleep(TURN_SECONDS)
         if not urgent:
             fcntl.flock(self._local.urgent, fcntl.LOCK_UN)
         try:
@@ -304,6 +314,13 @@ class SqliteStore(OnlineStore):
         finally:
             if urgent:
                 fcntl.flock(self._local.urgent, fcntl.LOCK_UN)
+
+    def _taken(self, kind: int) -> bool:
+        try:
+            fcntl.flock(self._local.urgent, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def meta(self, key: str) -> Any:  # noqa: D102
         found = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -451,10 +468,12 @@ class SqliteStore(OnlineStore):
         return [{"kind": kind, "at": at, "value": value} for kind, at, value in found]
 
     def plan_occasion(self, customer: str, occasion: str, due: float) -> None:  # noqa: D102
-        self._db.execute("INSERT OR REPLACE INTO due VALUES (?, ?, ?)", (customer, occasion, due))
+        self.cancel_occasion(customer, occasion)
+        self._db.execute("INSERT INTO due VALUES (?, ?, ?)", (customer, occasion, due))
 
     def cancel_occasion(self, customer: str, occasion: str) -> None:  # noqa: D102
-        self._db.execute("DELETE FROM due WHERE customer = ? AND occasion = ?", (customer, occasion))
+        ids = self.ids_of(customer)
+        self._db.executemany("DELETE FROM due WHERE customer = ? AND occasion = ?", [(one, occasion) for one in ids])
 
     def take_due(self, now: float, limit: int, lease: float) -> list[tuple[str, str]]:  # noqa: D102
         if self._db.execute("SELECT 1 FROM due WHERE at <= ? LIMIT 1", (now,)).fetchone() is None:
@@ -504,8 +523,17 @@ class SqliteStore(OnlineStore):
                 self._db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (subject(one),))
                 for table in _OF_CUSTOMER:
                     self._db.execute(f"DELETE FROM {table} WHERE customer = ?", (one,))
-        for _ in range(100):  # the log ahead of the file still holds the old pages until no reader needs them
-            if not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                break
-            time.sleep(0.05)
+        emptied(self._db)
         return ids
+
+
+def emptied(db: sqlite3.Connection) -> bool:
+    """Whether the log ahead of a file, which holds old pages, was emptied: not while anybody reads or writes.
+
+    Never waits: SQLite lets nobody write while it waits for readers here.
+    """
+    db.execute("PRAGMA busy_timeout = 0")
+    try:
+        return not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")

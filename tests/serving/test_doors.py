@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
-from serving import inbox, schemas
+from serving import app, inbox, schemas, work
 from serving.answers import Refusal
 from serving.champions import Champions
 from serving.desk import Desk
-from serving.guard import LIST_BYTES
+from serving.guard import LIST_BYTES, SINGLE_BYTES
 from serving.online import SqliteStore
 from serving.writer import Writer
 from tests.conftest import Shop
@@ -138,13 +139,40 @@ def packed_body(body: bytes, coding: str = "gzip") -> dict[str, Any]:
 
 def test_a_compressed_body_is_read_and_a_bomb_is_not_inflated(served: Served) -> None:
     body = json.dumps({"customers": [{"customer_id": "a"}]}).encode()
-    two = gzip.compress(body[:10]) + gzip.compress(body[10:])
-    for some in (gzip.compress(body), two, gzip.compress(body + b" " * 200_000)):
+    for some in (gzip.compress(body), gzip.compress(body + b" " * 200_000)):
         assert served.client.post("/v1/score", **packed_body(some)).json()["results"][0]["customer_id"] == "a"
     bomb = gzip.compress(b" " * (LIST_BYTES * 20))
     assert len(bomb) < LIST_BYTES
     assert served.client.post("/v1/score", **packed_body(bomb)).status_code == 413
     assert served.client.put("/v1/customers/a/consents", **packed_body(gzip.compress(b" " * 2_000_000))).status_code == 413
+
+
+def sent(body: bytes, **headers: str) -> Request:
+    """A request as the server hands it over."""
+    told = [(name.replace("_", "-").encode(), value.encode()) for name, value in (JSON | headers).items()]
+    scope = {"type": "http", "method": "PUT", "path": "/", "headers": [(name.lower(), value) for name, value in told]}
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(scope, receive)
+
+
+@pytest.mark.parametrize("headers", [{"content_encoding": "gzip", "content_length": "99"}, {}, {"content_length": "90000"}])
+def test_an_opt_out_waits_for_no_list_however_it_is_sent(tmp_path: Path, headers: dict[str, str]) -> None:
+    """Compressed, in chunks without a length, or with more white space than others have."""
+    body = json.dumps({"consents": [{"granted": False}]}).encode() + b" " * 90_000
+    api = app.Api(app.Setup(tmp_path, tmp_path, None, None, "0"), lambda: SqliteStore(tmp_path / "online.db"))
+    request = sent(gzip.compress(body) if "content_encoding" in headers else body, **headers)
+
+    async def asked() -> schemas.ConsentRequest:
+        api.small, api.first, api.reading, api.large = (work.Gate(1, 9) for _ in range(4))
+        told = api._asked(request, schemas.ConsentRequest, SINGLE_BYTES, first=True)
+        async with asyncio.timeout(10), api.small, api.reading, api.large, told as (found, size):
+            assert size == len(body)
+            return found
+
+    assert asyncio.run(asked()).consents[0].granted is False
 
 
 @pytest.mark.parametrize(
@@ -153,6 +181,8 @@ def test_a_compressed_body_is_read_and_a_bomb_is_not_inflated(served: Served) ->
         (gzip.compress(b"{}")[:-4], "gzip", 400),
         (b"{}", "gzip", 400),
         (gzip.compress(b"{}") + b"more", "gzip", 400),
+        (gzip.compress(b"{") + gzip.compress(b"}"), "gzip", 400),
+        pytest.param(gzip.compress(b"") * 200_000, "gzip", 400, id="many empty members"),
         (b"", "gzip", 400),
         (zlib.compress(b"{}"), "deflate", 415),
         (b"{}", "br", 415),

@@ -1,5 +1,6 @@
 """What every online store does, told once in `OnlineStoreTests`, which each kind of store joins; and SQLite's own promises."""
 
+import fcntl
 import os
 import sqlite3
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from serving import online
 from serving.audit import subject
-from serving.online import OnlineStore, PastContact, SqliteStore
+from serving.online import OnlineStore, PastContact, SqliteStore, StoreBusy
 from tests.conftest import ROOT
 
 MAIL, SMS = "e-mail", "sms"
@@ -226,6 +228,16 @@ class OnlineStoreTests:
         assert [name for name, _ in store.take_due(40.0, 2, 99.0)] == ["b", "c"]
         assert [name for name, _ in store.take_due(40.0, 2, 99.0)] == ["a"]
 
+    def test_an_occasion_is_the_persons_under_whichever_id_it_was_planned(self, store: OnlineStore) -> None:
+        for name in "ab":
+            store.plan_occasion(name, "cart_left", 10.0)
+            store.plan_occasion(name, "silent_90d", 10.0)
+        store.set_persons([("b", "a")])
+        store.cancel_occasion("a", "cart_left")
+        store.plan_occasion("b", "silent_90d", 20.0)
+        assert store.take_due(15.0, 10, 99.0) == []
+        assert store.take_due(20.0, 10, 99.0) == [("b", "silent_90d")]
+
     def test_an_erased_customer_is_gone_from_everywhere_and_nobody_else_is(self, store: OnlineStore) -> None:
         for name in ("a", "b"):
             fill(store, name)
@@ -316,6 +328,48 @@ def test_a_process_killed_in_a_transaction_leaves_nothing_of_it(file: Path, chil
     assert store.spent("d") == {"budget": 1}
 
 
+def test_a_commit_that_fails_leaves_the_store_writable(file: Path) -> None:
+    store = SqliteStore(file)
+    store._db.executescript("PRAGMA foreign_keys = ON; CREATE TABLE one (id INTEGER PRIMARY KEY);")
+    store._db.execute("CREATE TABLE other (one INTEGER REFERENCES one DEFERRABLE INITIALLY DEFERRED)")
+    with pytest.raises(sqlite3.IntegrityError), store.transaction():  # noqa: PT012
+        store.set_meta("x", 1)
+        store._db.execute("INSERT INTO other VALUES (1)")
+    with store.transaction():
+        store.set_meta("y", 2)
+    assert (store.meta("x"), SqliteStore(file).meta("y")) == (None, 2)
+
+
+def test_only_a_store_that_is_busy_is_called_so(file: Path, child: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(online, "BUSY_SECONDS", 0.1)
+    store = SqliteStore(file)
+    with pytest.raises(StoreBusy), store.transaction():
+        pass
+    store._db.execute("PRAGMA query_only = ON")
+    child.kill()
+    child.wait()
+    with pytest.raises(sqlite3.OperationalError, match="readonly"), store.transaction():
+        store.set_meta("x", 1)
+
+
+@pytest.mark.parametrize(("held", "urgent"), [(fcntl.LOCK_SH, False), (fcntl.LOCK_EX, True)])
+def test_a_stopped_process_holds_nobody_up_for_ever(file: Path, monkeypatch: pytest.MonkeyPatch, held: int, urgent: bool) -> None:
+    monkeypatch.setattr(online, "BUSY_SECONDS", 0.2)
+    store = SqliteStore(file)
+
+    def write() -> None:
+        with store.transaction(urgent):
+            store.set_meta("x", 1)
+
+    with store.urgent.open("r+b") as stopped:
+        fcntl.flock(stopped, held)
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join(10)
+        assert store.meta("x") == 1
+    thread.join()
+
+
 def test_the_decision_log_is_never_changed(file: Path) -> None:
     SqliteStore(file).record([("id", 1.0, "a", '{"tier": "none"}', None)])
     with closing(sqlite3.connect(file)) as db:
@@ -352,20 +406,6 @@ def test_erasure_leaves_no_byte_of_the_pseudonym_on_the_disk(file: Path) -> None
     assert name[:16].encode() not in left
     assert subject(name).encode() in left
     assert f"{5:032x}".encode() in left
-
-
-def test_erasure_waits_for_a_reader_that_still_needs_the_old_pages(file: Path) -> None:
-    store, name = SqliteStore(file), "0123456789abcdef0123456789abcdef"
-    fill(store, name)
-    reader = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
-    reader.execute("BEGIN")
-    assert reader.execute("SELECT count(*) FROM decision").fetchone() == (1,)
-    release = threading.Timer(0.5, lambda: reader.execute("COMMIT"))
-    release.start()
-    store.erase(name)
-    assert name.encode() not in on_disk(file)
-    release.join()
-    reader.close()
 
 
 def test_only_the_owner_may_read_the_file(file: Path) -> None:
