@@ -43,7 +43,7 @@ def named(engine: Engine, store: OnlineStore, texts: Sequence[str]) -> list[Name
     formed = {one for one in plain if _FORM.fullmatch(one)}
     known = {one for one in formed if engine.found(one)}
     known |= store.knows(sorted(formed - known)) if formed > known else set()
-    known |= store.erased(sorted(formed - known)) if formed > known else set()
+    known |= store.erased(sorted(formed - known - set(ids)))  # in another spelling it would else be an id
     return [_named(engine, one if one in known else id, one in known) for id, one in zip(ids, plain, strict=True)]
 
 
