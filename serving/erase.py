@@ -63,7 +63,8 @@ def erase(home: Path, pseudonym: str) -> Erased:
     """
     done, customer = Erased(), {pseudonym}
     texts = done.each((file for file in _tables(home) if "bentoml" not in file.parts), _texts)
-    ordered = [file for file, names in texts.items() if {ORDER, "customer_id"} <= names]
+    # a return names its order too, which may be missing, or somebody else's
+    ordered = [file for file, names in texts.items() if {ORDER, "customer_id"} <= names and "return_id" not in names]
     orders = {order for some in done.each(ordered, partial(_orders, pseudonym=pseudonym)).values() for order in some}
     parts = [file for file, names in texts.items() if ORDER in names and "customer_id" not in names]
     without = done.each(texts, lambda file: _without(file, [name for name in IDS if name in texts[file]], customer))
@@ -98,7 +99,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _orders(file: Path, pseudonym: str) -> list[str]:
     found: list[str] = pq.read_table(file, columns=[ORDER], filters=[("customer_id", "=", pseudonym)])[ORDER].to_pylist()
-    return found
+    return [order for order in found if order is not None]
 
 
 def _without(file: Path, columns: list[str], values: set[str]) -> bool:

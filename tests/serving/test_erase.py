@@ -102,3 +102,18 @@ def test_an_erasure_keeps_no_writer_waiting_for_readers_and_its_word_until_they_
         assert PERSON.encode() in on_disk(store.file)
     assert erase.erase_all(tmp_path) == set(erase.asked(tmp_path)) == set()
     assert PERSON.encode() not in on_disk(store.file)
+
+
+def test_a_return_that_names_no_order_or_somebody_elses_takes_nobodys_lines(tmp_path: Path) -> None:
+    tables = {
+        "orders": {"order_id": ["o1", "o2"], "customer_id": ["a", "b"]},
+        "returns": {"return_id": ["r1", "r2", "r3"], "customer_id": ["b", "b", "a"], "order_id": ["o1", None, None]},
+        "order_lines": {"order_id": ["o1", "o2", None], "amount": [1.0, 2.0, 3.0]},
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    erase.erase(tmp_path, "b")
+    left = {name: pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in tables}
+    assert left["orders"] == {"order_id": ["o1"], "customer_id": ["a"]}
+    assert left["returns"]["return_id"] == ["r3"]
+    assert left["order_lines"]["order_id"] == ["o1", None]
