@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import duckdb
 
 from features import texts
-from features.errors import InputError
+from features.errors import InputError, Unreadable
 from features.ids import sql_id, sql_text
 from features.loose import staged
 from features.mapping import Table
@@ -63,7 +63,7 @@ class Converter:
     def _reading(self, mapped: str, column: Column, kind: str) -> Reading:
         try:
             return self._of_kind(mapped, column, kind)
-        except texts.Unclear as error:
+        except Unreadable as error:
             raise self._error(column.name, error.problem, error.fix) from None
 
     def _of_kind(self, mapped: str, column: Column, kind: str) -> Reading:
@@ -79,16 +79,16 @@ class Converter:
         if column.type == FLAG and kind in _WHOLE_TYPES:
             return Reading((_flag_of_whole,), {})
         if column.type == FLAG and kind != "BOOLEAN":
-            raise texts.Unclear(f"is {kind}, no truth value", "write it as a condition, e.g. \"state = 'x'\"")
+            raise Unreadable(f"is {kind}, no truth value", "write it as a condition, e.g. \"state = 'x'\"")
         if kind in FLOATS:
             return Reading((lambda x: f"CAST(CASE WHEN NOT isnan({x}) THEN {x} END AS {column.type})",), {})
         return Reading((lambda x: f"CAST({x} AS {column.type})",), {})
 
     def _text_steps(self, column: Column, kind: str) -> tuple[Step, ...]:
         if kind.endswith("]") or kind.startswith(_NESTED):
-            raise texts.Unclear(f"is {kind}, no text", "name the part of it that is the text")
+            raise Unreadable(f"is {kind}, no text", "name the part of it that is the text")
         if column.name.endswith("_id") and kind == "BOOLEAN":
-            raise texts.Unclear("is BOOLEAN, no id", "map the column that names the customer, order ...")
+            raise Unreadable("is BOOLEAN, no id", "map the column that names the customer, order ...")
         clean = sql_id if column.name.endswith("_id") else sql_text
         if kind == "VARCHAR":
             return (clean,)
@@ -102,7 +102,7 @@ class Converter:
         if kind.startswith("TIMESTAMP"):
             return Reading((lambda x: f"CAST({x} AS TIMESTAMP)", lambda x: to_utc(x, self.zone)), {})
         fix = 'convert it: "to_timestamp(column)" for seconds since 1970, "strptime(column::VARCHAR, \'%Y%m%d\')" for 20240131'
-        raise texts.Unclear(f"is {kind}, no moment", fix)
+        raise Unreadable(f"is {kind}, no moment", fix)
 
     def _final(self, column: Column, types: dict[str, str]) -> str:
         if column.name in types:

@@ -16,19 +16,13 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv
 
+from features.errors import Unreadable
+
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\x04\x22\x4d\x18": "lz4"}
 _MARKS = (",", ";", "\t", "|")
 _HEAD_BYTES = 1 << 20
 FALLBACK = "cp1252"
 """Encoding of a file that is not UTF-8: what Windows writes in the west."""
-
-
-class Unreadable(ValueError):
-    """A file that is no CSV; ``problem`` and ``fix`` hold no field of it."""
-
-    def __init__(self, problem: str, fix: str) -> None:
-        self.problem, self.fix = problem, fix
-        super().__init__(problem)
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from features.errors import Unreadable
+
 CHUNK_ROWS = 100_000
 EXACT_FLOAT, EXACT_SINGLE = 2**53, 2**24
 """Whole numbers below are exact as floats, of 64 and of 32 bits."""
-
-
-class Unreachable(ValueError):
-    """A table that cannot be read; ``problem`` and ``fix`` hold neither the URL, which may hold a password, nor a value."""
-
-    def __init__(self, problem: str, fix: str) -> None:
-        self.problem, self.fix = problem, fix
-        super().__init__(problem)
 
 
 def is_loose(url: str) -> bool:
@@ -24,7 +18,7 @@ def is_loose(url: str) -> bool:
 
 
 def chunks(url: str, table: str, wanted: Callable[[Sequence[str]], Sequence[int]], is_text: Callable[[str], bool]) -> Iterator[pa.Table]:
-    """The wanted columns of a table, an empty chunk first; ids and other texts (``is_text``) as texts. Raises Unreachable."""
+    """The wanted columns of a table, an empty chunk first; ids and other texts (``is_text``) as texts. Raises Unreadable."""
     import sqlalchemy
 
     try:
@@ -41,7 +35,7 @@ def chunks(url: str, table: str, wanted: Callable[[Sequence[str]], Sequence[int]
             for some in connection.execute(query.select_from(source)).partitions():
                 yield pa.table([_array(v, f) for v, f in zip(zip(*some, strict=True), fields, strict=True)], fields)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        raise Unreachable(f"cannot read {table!r} ({type(error).__name__})", "check URL and table") from None
+        raise Unreadable(f"cannot read {table!r} ({type(error).__name__})", "check URL and table") from None
 
 
 def _array(values: Iterable[Any], kind: pa.Field) -> pa.Array:
@@ -49,7 +43,7 @@ def _array(values: Iterable[Any], kind: pa.Field) -> pa.Array:
         return pa.array([plain(v) for v in values] if pa.types.is_string(kind.type) else values, kind.type)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         problem = f"column {kind.name!r} holds a value that is no {kind.type} ({type(error).__name__})"
-        raise Unreachable(problem, "convert the column in a view of the database") from None
+        raise Unreadable(problem, "convert the column in a view of the database") from None
 
 
 def plain(value: Any) -> str | None:

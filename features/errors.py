@@ -12,6 +12,14 @@ class InputError(Exception):
         super().__init__(f"{where}: {problem}\n  fix: {fix}")
 
 
+class Unreadable(ValueError):
+    """A source that cannot be read: the problem and the next step, without a value. Who catches it knows the place (`InputError`)."""
+
+    def __init__(self, problem: str, fix: str) -> None:
+        self.problem, self.fix = problem, fix
+        super().__init__(problem)
+
+
 class ContractError(InputError):
     """Data break a contract: nothing downstream was written; the CLI exits with 2."""
 

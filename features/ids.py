@@ -8,6 +8,8 @@ is not ``7``, and ``ab`` is not ``AB``, unless the mapping file says ``identity.
 import re
 import unicodedata
 
+from features.sql import literal
+
 WHITE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200C))) + "\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
 """What is cut off around an id: white space of Unicode, zero-width spaces and byte-order marks."""
 _DECIMAL = r"^([+-]?[0-9]+)\.0+$"
@@ -34,7 +36,7 @@ def canonical_text(text: str) -> str:
 
 def sql_text(expression: str) -> str:
     """SQL of a text in NFC without white space around it; null where nothing is left."""
-    other = f"nullif(trim(nfc_normalize({expression}), {_literal(WHITE)}), '')"  # slow, and rarely needed
+    other = f"nullif(trim(nfc_normalize({expression}), {literal(WHITE)}), '')"  # slow, and rarely needed
     return f"CASE WHEN regexp_full_match({expression}, '[!-~]([ -~]*[!-~])?') THEN {expression} ELSE {other} END"
 
 
@@ -42,7 +44,3 @@ def sql_id(expression: str) -> str:
     """`canonical_id` of a text in DuckDB's SQL; null where nothing is left."""
     text = sql_text(expression)
     return f"CASE WHEN contains({expression}, '.0') THEN regexp_replace({text}, '{_DECIMAL}', '\\1') ELSE {text} END"
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import duckdb
 
 from features import texts
+from features.errors import Unreadable
 from features.ids import sql_text
 from features.mapping import Table
 from features.moments import to_local
@@ -18,7 +19,7 @@ def typed(
     """A relation of texts whose given columns are numbers, moments or truth values where every value is one, and what was guessed.
 
     Nothing is lost: a column of which two texts would become one number stays text, but where it is a number alone (``measures``).
-    Raises Unclear where a column leaves two readings, or where most but not all values can be read.
+    Raises Unreadable where a column leaves two readings, or where most but not all values can be read.
     """
     readings = {column: _typed(connection, relation, column, column in measures, table, zone) for column in columns}
     steps = {column: one.steps for column, one in readings.items() if one.steps}
@@ -29,7 +30,7 @@ def typed(
         read = connection.sql(f"SELECT count({name(column)}) FROM {found}").fetchall()[0][0]
         if read < known:
             problem = f"{known - read:,} value(s) of {column} cannot be read as most of the column can"
-            raise texts.Unclear(problem, "mend them, or convert the column in the expression")
+            raise Unreadable(problem, "mend them, or convert the column in the expression")
     return found, {f"{column}: {rule}": count for column, one in readings.items() for rule, count in one.guesses.items() if count}
 
 

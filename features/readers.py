@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from features import csvfiles, databases, texts
 from features.databases import EXACT_FLOAT, EXACT_SINGLE
-from features.errors import InputError
+from features.errors import InputError, Unreadable
 from features.loose import typed
 from features.mapping import Dataset, Table
 from features.moments import to_utc
@@ -143,7 +143,7 @@ class Reader:
                     self.connection.register("_batch", pa.Table.from_batches([batch]))
                     self.connection.execute(f"INSERT INTO {name(alias)} ({into}) SELECT *, {number} FROM _batch")
                     self.connection.unregister("_batch")
-            except csvfiles.Unreadable as error:
+            except Unreadable as error:
                 raise self._spoilt(key, file, error.problem, error.fix) from None
             if one.encoding == csvfiles.FALLBACK:
                 _count(guesses, "files that are no UTF-8, read as Windows-1252", 1)
@@ -162,7 +162,7 @@ class Reader:
         measures = [c for c in computed if self.names.is_measure(c)]
         try:
             relation, guesses = typed(self.connection, name(alias), computed, measures, self.table, self.dataset.timezone)
-        except texts.Unclear as error:
+        except Unreadable as error:
             raise self.place.error("columns", ", ".join(computed), error.problem, error.fix) from None
         return replace(self._described(relation, "", ""), guesses=guesses)
 
@@ -171,7 +171,7 @@ class Reader:
             found = csvfiles.form(Path(file), sorted(self.names.every))
         except OSError as error:
             raise self._spoilt(key, file, f"cannot be read ({type(error).__name__})", "check the path and its rights") from None
-        except csvfiles.Unreadable as error:
+        except Unreadable as error:
             raise self._spoilt(key, file, error.problem, error.fix) from None
         if not self.names.wanted(found.names):
             listed = ", ".join(sorted(text for text in self.table.columns.values()))
@@ -248,7 +248,7 @@ class Reader:
                 self.connection.register("_chunk", chunk)
                 self.connection.execute(f"{verb} SELECT * FROM _chunk")
                 self.connection.unregister("_chunk")
-        except databases.Unreachable as error:
+        except Unreadable as error:
             raise self.place.error("database", str(self.table.database), error.problem, error.fix) from None
         return self._typed(rows) if databases.is_loose(url) else self._described(name(rows), "table", table)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import duckdb
 
+from features.errors import Unreadable
 from features.ids import sql_text
 from features.moments import to_utc
 from features.sql import literal
@@ -30,14 +31,6 @@ _GAPS_POINT, _GAPS_COMMA = rf"{_GAPS}(?:\.[0-9]+)?", rf"{_GAPS}(?:,[0-9]+)?"
 _COMMA = rf"[+-]?[0-9]*,[0-9]+|{_DOTS}"
 _POINT = rf"{_NUMBER}|{_COMMAS}"
 TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
-
-
-class Unclear(ValueError):
-    """A column that cannot be converted; ``problem`` and ``fix`` name no value."""
-
-    def __init__(self, problem: str, fix: str) -> None:
-        self.problem, self.fix = problem, fix
-        super().__init__(problem)
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,8 @@ def look(connection: duckdb.DuckDBPyConnection, relation: str, name: str) -> Loo
     found = _counted(connection, rows, _FAST)
     if max(found.whole, found.plain) == found.known:
         alike = dict.fromkeys(("points", "commas"), found.whole) | {"iso": found.plain}
-        return replace(found, **alike, compact=_counted(connection, rows, ("compact",)).compact if found.whole else 0)
+        compact = _counted(connection, rows, ("compact",)).compact if found.whole else 0
+        return replace(found, **alike, compact=compact, dates=compact)
     return _counted(connection, rows, tuple(_COUNTS))
 
 
@@ -152,17 +146,19 @@ class Reading:
 
 
 def number(looks: Looks, decimal: str | None, kind: str) -> Reading:
-    """A number of SQL type ``kind``. Raises Unclear where the column leaves two readings."""
+    """A number of SQL type ``kind``. Raises Unreadable where the column leaves two readings."""
     mark = decimal or _decimal(looks)
     thousands = "." if mark == "," else ","
-    grouped = looks.commas - looks.known + looks.sure_points if mark == "," else looks.grouped
-    guesses = {"a comma read as the decimal mark": looks.sure_commas} if mark == "," else {"marks between thousands left out": grouped}
+    guesses = (
+        {"a comma read as the decimal mark": looks.sure_commas} if mark == "," else {"marks between thousands left out": looks.grouped}
+    )
     guesses["more than four decimals, rounded"] = looks.rounded
     if mark == "." and decimal is None and looks.thousands and looks.thousands == looks.points - looks.plain_numbers:
         guesses["like 1.500, read with a point for the decimals"] = looks.thousands
 
     def read(x: str) -> str:
-        bare = f"regexp_replace({x}, '([0-9])[ ''’\\x{{a0}}\\x{{202f}}]([0-9]{{3}})', '\\1\\2', 'g')" if looks.grouped else x
+        gaps = f"regexp_full_match({x}, {literal(f'{_GAPS_POINT}|{_GAPS_COMMA}')})"
+        bare = f"CASE WHEN {gaps} THEN regexp_replace({x}, '[^0-9.,+-]', '', 'g') ELSE {x} END" if looks.grouped else x
         form = f"{_COMMA}|[+-]?[0-9]+" if mark == "," else _POINT
         value = f"TRY_CAST(replace(replace({bare}, '{thousands}', ''), ',', '.') AS {kind})"
         return f"CASE WHEN regexp_full_match({bare}, {literal(form)}) THEN {value} END"
@@ -173,11 +169,11 @@ def number(looks: Looks, decimal: str | None, kind: str) -> Reading:
 def _decimal(looks: Looks) -> str:
     if looks.sure_points and looks.sure_commas:
         problem = f"{looks.sure_points:,} value(s) have a point and {looks.sure_commas:,} a comma for the decimals"
-        raise Unclear(problem, "bring one form, or convert it in the expression")
+        raise Unreadable(problem, "bring one form, or convert it in the expression")
     if looks.sure_commas:
         return ","
     if looks.ambiguous and not looks.sure_points:
-        raise Unclear(
+        raise Unreadable(
             f"{looks.ambiguous:,} value(s) like 1,234 may be one thousand or one and a bit",
             'say which mark the decimals have: decimal = "." or decimal = ","',
         )
@@ -185,7 +181,7 @@ def _decimal(looks: Looks) -> str:
 
 
 def moment(looks: Looks, zone: str, time_format: str | None) -> Reading:
-    """A moment in UTC; a bare date is the end of its day. Raises Unclear where day and month cannot be told apart."""
+    """A moment in UTC; a bare date is the end of its day. Raises Unreadable where day and month cannot be told apart."""
     if time_format is not None:
         return Reading((sql_text, *_formatted(zone, time_format)), {})
     if looks.plain == looks.known:
@@ -221,7 +217,7 @@ def _day_first(looks: Looks) -> bool:
         return True
     if bool(looks.days_first) == bool(looks.months_first):
         both = "some fit only with the day first, others with the month first" if looks.days_first else "day and month cannot be told apart"
-        raise Unclear(
+        raise Unreadable(
             f"{looks.turned:,} date(s) like 01/04/2024: {both}",
             'say how they are written: time_format = "%d/%m/%Y %H:%M" (or "%m/%d/%Y")',
         )

@@ -309,6 +309,18 @@ def test_more_decimals_than_four_are_rounded_and_told(tmp_path: Path) -> None:
     assert loaded(csv_of(tmp_path, rows), tmp_path).reading == {"orders.amount: more than four decimals, rounded": 1}
 
 
+@pytest.mark.parametrize("amount", ["1 234 567,50", "1'234'567.50", "1.234.567,50", "1,234,567.50"])
+def test_millions_are_read_in_every_form(amount: str, tmp_path: Path) -> None:
+    rows = [{**row, "amount": amount} for row in texts(ROWS[:1])]
+    loaded(csv_of(tmp_path, rows), tmp_path)
+    assert total(tmp_path) == Decimal("1234567.50")
+
+
+def test_days_in_digits_are_told_as_days(tmp_path: Path) -> None:
+    found = loaded(csv_of(tmp_path, [{**row, "ordered_at": "20240501"} for row in texts(ROWS[:2])]), tmp_path)
+    assert found.reading == {"orders.ordered_at: dates without a time taken as the end of their day": 2}
+
+
 def test_a_decimal_id_too_large_to_be_exact_is_refused(tmp_path: Path) -> None:
     pq.write_table(arrow(ROWS[:1], customer_id=lambda v: pa.array([float(2**60)])), tmp_path / "o.parquet")
     with pytest.raises(InputError, match="too large to keep all its digits"):
