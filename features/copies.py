@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from features.files import read_json, replacing, sha256_json, write_json
 from features.schema import Source
 from features.sql import literal, name, parquet
+from features.store import REPEATS
 
 LARGE_SHARE, LARGE_ROWS = 0.01, 10
 """So many rows of the smaller file, at least, make an overlap that is told."""
@@ -31,6 +32,20 @@ class Overlap:
     rows: int
     whole: bool
     """Whether the second file holds nothing else."""
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The parts of a table without its copies, and what was counted."""
+
+    parts: list[str]
+    copies: int = 0
+    """Rows left out, in parts and across: they had the key and the values of another."""
+    clashes: int = 0
+    """Rows that share their key with a different one, beyond the first: they stay, and the contract tells them."""
+    overlaps: tuple[Overlap, ...] = ()
+    dropped: int = 0
+    """Rows left out because another file has them."""
 
 
 def write_part(connection: duckdb.DuckDBPyConnection, query: str, path: Path, facts: dict[str, Any] | None = None) -> None:
@@ -73,15 +88,8 @@ def leave_out_of(connection: duckdb.DuckDBPyConnection, source: Source, table: s
     return int(before - after)
 
 
-def across(
-    connection: duckdb.DuckDBPyConnection, source: Source, parts: Sequence[str], folder: Path, version: int
-) -> tuple[list[str], int, int]:
-    """The parts without copies across parts; how many copies went, in parts and across; and how many rows clash.
-
-    Rows that share a key and differ all stay: the contract tells them.
-    """
-    if not source.key or not parts:
-        return list(parts), 0, 0
+def across(connection: duckdb.DuckDBPyConnection, source: Source, parts: Sequence[str], folder: Path, version: int) -> Distinct:
+    """The parts of a table with a key, without copies across parts."""
     all_rows, key = parquet(paths(folder, parts)), f'"{source.key[0]}"'
     within = sum(facts_of(folder / part).get("copies", 0) for part in parts)
     # by hash first: rarely anything is left to look at
@@ -89,13 +97,13 @@ def across(
     connection.execute(f"CREATE OR REPLACE TEMP TABLE twice AS {twice}")
     affected = connection.sql(f"SELECT count(*) FROM {all_rows} SEMI JOIN twice ON hash({key}) = h").fetchall()[0][0]
     if not affected:
-        return list(parts), within, 0
+        return Distinct(list(parts), within)
     mark = sha256_json([list(parts), version, "copies"])[:24]
     merged = f"{source.name}/{mark}-once.parquet"
     write_part(connection, once(source, f"(FROM {all_rows} SEMI JOIN twice ON hash({key}) = h)"), folder / merged)
     kept = [_part_without(connection, folder, part, key, mark) for part in parts]
     count, keys = connection.sql(f"SELECT count(*), count(DISTINCT {key}) FROM {parquet([folder / merged])}").fetchall()[0]
-    return [*kept, merged], within + int(affected - count), int(count - keys)
+    return Distinct([*kept, merged], within + int(affected - count), int(count - keys))
 
 
 def _part_without(connection: duckdb.DuckDBPyConnection, folder: Path, part: str, key: str, mark: str) -> str:
@@ -142,21 +150,31 @@ def without_repeats(rows: str, columns: Sequence[str], file: str) -> str:
         WHERE again.n IS NULL OR r.nth > again.n)"""
 
 
-def across_files(
-    connection: duckdb.DuckDBPyConnection, source: Source, parts: Sequence[str], folder: Path, drop: bool
-) -> tuple[list[str], list[Overlap], int]:
+def drop_repeats(connection: duckdb.DuckDBPyConnection, rows: str, table: str, columns: Sequence[str], file: str) -> int:
+    """Make a temporary table of the rows that no earlier file has; returns how many were dropped."""
+    before = connection.sql(f"SELECT count(*) FROM {rows}").fetchall()[0][0]
+    kept = connection.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS FROM {without_repeats(rows, columns, file)}").fetchall()[0][0]
+    return int(before - kept)
+
+
+def across_files(connection: duckdb.DuckDBPyConnection, source: Source, parts: Sequence[str], folder: Path, drop: bool) -> Distinct:
     """The parts of a table without a key, one a file, and which of them repeat each other; ``drop``: without the repeated rows.
 
     Only days, or orders, that stand in several parts are looked at. What was found is kept by the parts' names.
     """
     if len(parts) < 2:
-        return list(parts), [], 0
+        return Distinct(list(parts))
     mark = sha256_json([list(parts), drop, "repeats"])[:24]
-    known = folder / source.name / f"{mark}-repeats.json"
+    known = folder / source.name / f"{mark}{REPEATS}"
     if not known.exists() or not all((folder / part).exists() for part in read_json(known)["parts"]):
         write_json(known, _across_files(connection, source, parts, folder, mark if drop else None))
     found = read_json(known)
-    return found["parts"], [Overlap(tuple(one["files"]), one["rows"], one["whole"]) for one in found["overlaps"]], found["dropped"]
+    return Distinct(found["parts"], overlaps=overlaps_of(found["overlaps"]), dropped=found["dropped"])
+
+
+def overlaps_of(told: Sequence[dict[str, Any]]) -> tuple[Overlap, ...]:
+    """Overlaps as JSON tells them."""
+    return tuple(Overlap(tuple(one["files"]), one["rows"], one["whole"]) for one in told)
 
 
 def _across_files(

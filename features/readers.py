@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features import csvfiles, databases, texts
+from features import copies, csvfiles, databases, texts
 from features.databases import EXACT_FLOAT, EXACT_SINGLE
 from features.errors import InputError, Unreadable
 from features.loose import typed
@@ -35,7 +35,7 @@ _CSV = re.compile(r"\.(csv|tsv|txt)(\.(gz|zst|bz2|lz4))?$", re.IGNORECASE)
 class Rows:
     """Rows of a source: SQL to select from, the columns' SQL types by exact name, the files, and what was guessed of them.
 
-    ``names`` are all columns of the source, read or not.
+    ``names`` are all columns of the source, read or not; ``overlaps`` tell which files repeat each other, where that was looked for.
     """
 
     sql: str
@@ -43,6 +43,7 @@ class Rows:
     files: list[str] = field(default_factory=list)
     guesses: dict[str, int] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    overlaps: list[copies.Overlap] = field(default_factory=list)
 
 
 class Reader:
@@ -67,14 +68,30 @@ class Reader:
         table = self.table
         if table.query is not None:
             guesses: list[dict[str, int]] = []
+            overlaps: list[copies.Overlap] = []
             for alias, path in table.files.items():
-                made = self._located(path, [], f"files.{alias}", f"_{self.key}_{alias}")
+                made = self._once_each(self._located(path, [], f"files.{alias}", f"_{self.key}_{alias}"), f"_{self.key}_{alias}_once")
                 guesses.append({f"{alias}.{rule}": count for rule, count in made.guesses.items()})
-                self.connection.execute(f"CREATE OR REPLACE TEMP VIEW {name(alias)} AS SELECT * FROM {made.sql}")
-            return replace(self._described(f"({table.query})", "query", table.query), guesses=summed(guesses))
+                overlaps += made.overlaps
+                shown = f"SELECT * EXCLUDE ({name(FILE)}) FROM {made.sql}"
+                self.connection.execute(f"CREATE OR REPLACE TEMP VIEW {name(alias)} AS {shown}")
+            return replace(self._described(f"({table.query})", "query", table.query), guesses=summed(guesses), overlaps=overlaps)
         if table.path is None:
             return self._database()
-        return self._located(table.path, files, "path", f"_{self.key}_rows")
+        rows = self._located(table.path, files, "path", f"_{self.key}_rows")
+        return self._once_each(rows, f"_{self.key}_once") if table.group_by else rows
+
+    def _once_each(self, rows: Rows, table: str) -> Rows:
+        """Rows of several files that are added up or joined: which files repeat each other, and without that where the mapping says so."""
+        if len(rows.files) < 2:
+            return rows
+        columns = list(rows.types)
+        found = copies.overlaps(self.connection, rows.sql, columns, rows.files, FILE)
+        if not found or self.table.duplicates != "drop":
+            return replace(rows, overlaps=found)
+        dropped = copies.drop_repeats(self.connection, rows.sql, name(table), columns, FILE)
+        guesses = summed([rows.guesses, {"rows of a file that another file has too, dropped": dropped}])
+        return replace(rows, sql=name(table), overlaps=found, guesses=guesses)
 
     def _located(self, path: str, files: Sequence[str], key: str, alias: str) -> Rows:
         if "://" in path:
@@ -92,14 +109,15 @@ class Reader:
             try:
                 given = pq.ParquetFile(file)
                 names = given.schema_arrow.names
-                described = self.connection.sql(f"DESCRIBE SELECT * FROM {parquet([file])}").fetchall()
+                relation = _relation(file, names)
+                described = self.connection.sql(f"DESCRIBE SELECT * FROM {relation}").fetchall()
             except (OSError, pa.ArrowException, duckdb.Error) as error:
                 problem = "is empty" if os.path.getsize(file) == 0 else f"cannot be read ({type(error).__name__})"
                 raise self._spoilt(key, file, problem, "check that the file is whole") from None
             exact = [*names, *(row[0] for row in described[len(names) :])]  # beyond them: from the folders' names
             chosen = self.names.wanted(exact)
             types = {self.names.spelt(exact[place]): str(described[place][1]) for place in chosen}
-            parts.append((parquet([file]), {self.names.spelt(exact[place]): str(described[place][0]) for place in chosen}))
+            parts.append((relation, {self.names.spelt(exact[place]): str(described[place][0]) for place in chosen}))
             schemas.append(types)
             every += exact
             old += [f"{self.names.spelt(name)}: INT96 times, which tell no zone, taken as local" for name in _int96(given) if name in types]
@@ -280,6 +298,13 @@ def first_line(error: duckdb.Error) -> str:
 def _found(path: str) -> list[str]:
     """Files of a path or a glob; a file whose own name looks like a glob is that file."""
     return [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
+
+
+def _relation(file: str, names: Sequence[str]) -> str:
+    """A Parquet file as SQL; a folder called ``name=value`` is a column too, unless the file has one of that name."""
+    folders = {match.casefold() for match in re.findall(r"([^/=]+)=[^/]*/", file)}
+    own = folders & {one.casefold() for one in names}
+    return f"read_parquet({literal(file)}, hive_partitioning = false)" if own else parquet([file])
 
 
 def _int96(file: pq.ParquetFile) -> list[str]:

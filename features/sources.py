@@ -6,6 +6,7 @@ read (`readers.py`) -> the mapping's expressions -> the canonical types (`conver
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from features.store import CASES, Store, cases_of, engine, folder_of
 
 FORMAT = 3
 """Raise it when the content of a part changes for the same input."""
+DROPPED = "rows of a file that another file has too, dropped"
 NOBODY = ""
 """Stands in ``identity.not_customers`` for rows without a customer."""
 
@@ -71,20 +73,24 @@ def _without_copies(
 ) -> tuple[list[str], dict[str, Any]]:
     """The parts without copies, and what was counted while the table was read."""
     made = [copies.facts_of(folder / part) for part in parts]
-    source, found = SOURCES[key], list(parts)
-    overlaps = [copies.Overlap(tuple(one["files"]), one["rows"], one["whole"]) for part in made for one in part.get("overlaps", ())]
-    reading = summed(part.get("reading", {}) for part in made)
-    copied = clashes = 0
-    if source.key and set(source.key) <= table.columns.keys():
-        found, copied, clashes = copies.across(connection, source, parts, folder, FORMAT)
+    if _keyed(key, table):
+        found = copies.across(connection, SOURCES[key], parts, folder, FORMAT)
     else:
-        found, more, dropped = copies.across_files(connection, source, parts, folder, table.duplicates == "drop")
-        overlaps += more
-        reading = summed([reading, {"rows of a file that another file has too, dropped": dropped}])
-    names = ("placeholders", "hex_ids")
-    counted = {one: sum(part.get(one, 0) for part in made) for one in names}
-    told = [{"files": one.files, "rows": one.rows, "whole": one.whole} for one in overlaps]
-    return found, {"copies": copied, "clashes": clashes, "reading": reading, "overlaps": told, "kept": table.duplicates, **counted}
+        found = copies.across_files(connection, SOURCES[key], parts, folder, table.duplicates == "drop")
+    overlaps = [*(one for part in made for one in copies.overlaps_of(part["overlaps"])), *found.overlaps]
+    return found.parts, {
+        "copies": found.copies,
+        "clashes": found.clashes,
+        "reading": summed([*(part["reading"] for part in made), {DROPPED: found.dropped}]),
+        "overlaps": [asdict(one) for one in overlaps],
+        "duplicates": table.duplicates,
+        **{name: sum(part.get(name, 0) for part in made) for name in ("placeholders", "quoted", "hex_ids")},
+    }
+
+
+def _keyed(key: str, table: Table) -> bool:
+    """Whether a table's rows have a key, so that a copy can be told from a second event like the first."""
+    return bool(SOURCES[key].key) and set(SOURCES[key].key) <= table.columns.keys()
 
 
 def _cases(folder: Path, parts: list[str]) -> list[Path]:
@@ -158,19 +164,13 @@ class _Loader:
 
     def _make(self, files: list[str], path: Path) -> None:
         rows = self.reader.rows(files)
-        overlaps: list[copies.Overlap] = []
-        if self.table.group_by and len(rows.files) > 1:  # copies would be added up
-            columns = list(rows.types)
-            overlaps = copies.overlaps(self.connection, rows.sql, columns, rows.files, FILE)
-            if self.table.duplicates == "drop":
-                rows = Rows(copies.without_repeats(rows.sql, columns, FILE), rows.types, rows.files, rows.guesses)
         mapped, types = self._mapped(rows)
         several = len(rows.files) > 1 and not self.table.group_by
         converter = convert.Converter(self.connection, self.place, self.source, self.table, self.dataset.timezone)
         guesses = converter.create(mapped, types, "_part", [FILE] if several else [])
-        if several:
-            overlaps = self._repeats(rows.files)
-        facts = {"reading": rows.guesses | guesses, "overlaps": [vars(one) for one in overlaps]}
+        overlaps, dropped = self._repeats(rows.files) if several else (rows.overlaps, 0)
+        reading = summed([rows.guesses, guesses, {DROPPED: dropped}])
+        facts = {"reading": reading, "overlaps": [asdict(one) for one in overlaps]}
         self._write(path, facts | {"file": files[0] if len(files) == 1 else ""})
 
     def _mapped(self, rows: Rows) -> tuple[str, dict[str, str]]:
@@ -202,16 +202,17 @@ class _Loader:
                 key, value, first_line(error).split("\n")[0], f"use the source's columns: {', '.join(rows.names or rows.types)}{words}"
             ) from None
 
-    def _repeats(self, files: list[str]) -> list[copies.Overlap]:
-        """Which of the files repeat each other; rows of a table without a key are dropped where the mapping says so."""
+    def _repeats(self, files: list[str]) -> tuple[list[copies.Overlap], int]:
+        """Which of the files repeat each other, of a table without a key; and how many rows were dropped, where the mapping says so."""
         found: list[copies.Overlap] = []
-        if not self.source.key or not set(self.source.key) <= self.table.columns.keys():
+        dropped = 0
+        if not _keyed(self.key, self.table):
             columns = [column.name for column in self.source.columns if not column.name.endswith("arrived_at")]
             found = copies.overlaps(self.connection, "_part", columns, files, FILE)
             if found and self.table.duplicates == "drop":
-                self.connection.execute(f"CREATE OR REPLACE TEMP TABLE _part AS FROM {copies.without_repeats('_part', columns, FILE)}")
+                dropped = copies.drop_repeats(self.connection, "_part", "_part", columns, FILE)
         self.connection.execute(f"ALTER TABLE _part DROP COLUMN {name(FILE)}")
-        return found
+        return found, dropped
 
     def _write(self, path: Path, facts: dict[str, Any]) -> None:
         """Write the part: persons' ids replaced, copies of a row left out."""
@@ -228,8 +229,7 @@ class _Loader:
             facts |= self._suspects()
             self._write_cases(path)
         query = f"SELECT _part.* {'REPLACE (' + ', '.join(replaced) + ')' if replaced else ''} FROM _part{joins}"
-        keyed = self.source.key and set(self.source.key) <= self.table.columns.keys()
-        copied = copies.leave_out_of(self.connection, self.source, "_part") if keyed else 0
+        copied = copies.leave_out_of(self.connection, self.source, "_part") if _keyed(self.key, self.table) else 0
         copies.write_part(self.connection, query, path, facts | {"copies": copied})
         self.connection.execute("DROP TABLE _part")
 
@@ -258,13 +258,14 @@ class _Loader:
             self.connection.create_function("fold_id", fold_id, ["VARCHAR"], "VARCHAR")
 
     def _suspects(self) -> dict[str, int]:
-        """Orders whose customer is a word for nobody, and ids that look like pseudonyms."""
+        """Orders whose customer is a word for nobody, or still in quotes; and ids that look like pseudonyms."""
         words = ", ".join(map(literal, PLACEHOLDERS))
         out = ", ".join(map(literal, ["", *not_customers_of(self.dataset)]))
         counts = f"""SELECT count(*) FILTER (lower(customer_id) IN ({words}) AND customer_id NOT IN ({out})),
+            count(*) FILTER (regexp_matches(customer_id, '^=?["'']')),
             count(DISTINCT customer_id) FILTER (regexp_full_match(customer_id, '[0-9a-f]{{{HEX_DIGITS}}}')) FROM _part"""
-        placeholders, hex_ids = self.connection.sql(counts).fetchall()[0]
-        return {"placeholders": int(placeholders), "hex_ids": int(hex_ids)}
+        found = self.connection.sql(counts).fetchall()[0]
+        return dict(zip(("placeholders", "quoted", "hex_ids"), map(int, found), strict=True))
 
     def _write_cases(self, path: Path) -> None:
         """Keep, for ids with capitals, the pseudonym of the same id without: then ids that differ by case are found across parts.

@@ -100,12 +100,14 @@ class Store:
 
     def write(self, file: Path) -> None:
         """Put this store in force and remove parts that neither it nor the one before names."""
-        kept = {*self.names(), *self._before(file)}
+        kept = {_origin(part) for part in (*self.names(), *self._before(file))}
         write_json(file, asdict(self))
-        for part in folder_of(file).glob("*/*"):
-            made = f"{part.parent.name}/{part.name}"
-            if part.suffix == ".parquet" and made not in kept and made.replace(CASES, ".parquet") not in kept:
+        for part in folder_of(file).glob("*/*.parquet"):
+            if _origin(f"{part.parent.name}/{part.name}") not in kept:
                 part.unlink()
+        for told in folder_of(file).glob(f"*/*{REPEATS}"):
+            if not {_origin(part) for part in read_json(told)["parts"]} <= kept:
+                told.unlink()
 
     @classmethod
     def _before(cls, file: Path) -> Iterable[str]:
@@ -144,6 +146,15 @@ class Store:
     @staticmethod
     def _of_other_kind(id: str) -> str:
         return f"{KINDS_OF_CUSTOMER[id]} <> 'customer' OR " if id in KINDS_OF_CUSTOMER else ""
+
+
+REPEATS = "-repeats.json"
+"""End of the name of a file beside some parts that says how they repeat each other (`copies.across_files`)."""
+
+
+def _origin(part: str) -> str:
+    """What a part was made of: itself without copies, and the file beside it, have its name and more."""
+    return part.removesuffix(".parquet").split("-")[0]
 
 
 CASES = "-cases.parquet"

@@ -29,7 +29,7 @@ HOURS_SHIFT = 3.0
 NAMES = (
     *("rows", "null", "empty", "range", "choice", "future", "ancient", "order", "unique", "parent"),
     *("copies", "encoding", "unmatched", "freshness", "volume", "level", "hours", "unit"),
-    *("repeats", "overlap", "placeholder", "case", "share", "stray", "before", "twice"),
+    *("repeats", "overlap", "placeholder", "quoted", "case", "share", "stray", "before", "twice"),
 )
 """Names of the rules."""
 _TYPICAL = "exp(avg(ln(CASE WHEN {0} > 0 THEN {0} END)))"
@@ -143,7 +143,7 @@ class _Table:
 
     def repeats(self) -> Iterator[Rule]:
         """No file holds another's rows again, as counted while loading."""
-        found, severity = self.facts["overlaps"], "warn" if self.facts["kept"] else "block"
+        found, severity = self.facts["overlaps"], "warn" if self.facts["duplicates"] else "block"
         for name, kind, words in (
             ("repeats", True, 'no file is a copy of another (else: duplicates = "drop" or "keep" in the mapping file)'),
             ("overlap", False, 'hardly a row stands in two files (else: duplicates = "drop" or "keep" in the mapping file)'),
@@ -157,6 +157,8 @@ class _Table:
         out = "leave it out: identity.not_customers in the mapping file"
         words = f"the customer is no word for nobody (guest, unknown, 0 ...); {out}"
         yield self._rule("customer_id", "placeholder", words, "warn", self.facts["placeholders"])
+        words = "the customer's id has no quotes around it (take them off in the expression: trim(column, '=\"'))"
+        yield self._rule("customer_id", "quoted", words, "warn", self.facts["quoted"])
         words = "no two customers' ids differ by case alone (else: identity.fold_case = true in the mapping file)"
         yield self._rule("customer_id", "case", words, "warn", self.facts["cases"])
         query = "SELECT max(n), count(*), sum(n) FROM (SELECT count(*) AS n FROM orders WHERE customer_id IS NOT NULL GROUP BY customer_id)"

@@ -659,3 +659,43 @@ def test_a_condition_that_fails_names_no_value(condition: str, tmp_path: Path) -
     with pytest.raises(InputError) as caught:
         loaded(written_as(tmp_path, rows, f'where = "{condition}"'), tmp_path)
     assert not any(word in str(caught.value) for word in ("secret", "äbcé"))
+
+
+@pytest.mark.parametrize(("duplicates", "lines"), [("", 2), ('duplicates = "drop"', 1)])
+def test_a_copied_file_is_seen_through_a_query(duplicates: str, lines: int, tmp_path: Path) -> None:
+    rows = [{"order_id": row["order_id"], "quantity": "1", "amount": row["amount"]} for row in texts(ROWS)]
+    for name in ("lines-1.csv", "lines-2.csv"):
+        (tmp_path / name).write_text(rendered(rows))
+    tables = (
+        f"\n[tables.order_lines]\nquery = 'SELECT * FROM l'\nfiles = {{ l = 'lines-*.csv' }}\n{duplicates}\n[tables.order_lines.columns]\n"
+    )
+    tables += "order_id = 'order_id'\nquantity = 'quantity'\namount = 'amount'\n"
+    found = judged(csv_of(tmp_path, texts(ROWS)), tmp_path, "", tables)
+    store = Store.read(tmp_path / "sources.json")
+    assert store.rows["order_lines"] == lines * len(rows)
+    assert (found["order_lines.repeats"].broken, found["order_lines.repeats"].severity) == (len(rows), "warn" if duplicates else "block")
+    assert sum(store.reading.values()) == (len(rows) if duplicates else 0)
+
+
+def test_a_folder_named_like_a_column_does_not_take_its_place(tmp_path: Path) -> None:
+    (tmp_path / "amount=7").mkdir()
+    pq.write_table(arrow(ROWS), tmp_path / "amount=7" / "o.parquet")
+    loaded(Written('path = "amount=*/o.parquet"'), tmp_path)
+    assert total(tmp_path) == sum(row["amount"] for row in ROWS)
+
+
+@pytest.mark.parametrize("form", ['="{0}"', "'{0}'", '"{0}"'])
+def test_ids_that_are_still_in_quotes_are_told(form: str, tmp_path: Path) -> None:
+    rows = [{**row, "customer_id": form.format(row["customer_id"])} for row in texts(ROWS)]
+    found = judged(csv_of(tmp_path, rows), tmp_path)
+    assert broken(found) == {"orders.customer_id.quoted": len(rows)}
+
+
+def test_parts_with_copies_are_not_read_again(tmp_path: Path) -> None:
+    for number in range(2):
+        pq.write_table(arrow(ROWS[number * 300 : 400 + number * 300]), tmp_path / f"orders-{number}.parquet")
+    first = loaded(Written('path = "orders-*.parquet"'), tmp_path)
+    made = {part: part.stat().st_mtime_ns for part in (tmp_path / "parts" / "orders").iterdir()}
+    assert first.copies == {"orders": 100}
+    assert loaded(Written('path = "orders-*.parquet"'), tmp_path).hashes == first.hashes
+    assert {part: part.stat().st_mtime_ns for part in (tmp_path / "parts" / "orders").iterdir()} == made
