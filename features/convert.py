@@ -58,7 +58,8 @@ class Converter:
         for column in texts_there:
             self.connection.execute(f"ALTER TABLE {target} DROP COLUMN {name(column + ' known')}")
         guesses = {f"{column}: {rule}": count for column, one in readings.items() for rule, count in one.guesses.items()}
-        return {rule: count for rule, count in (guesses | self._mended(mapped, types)).items() if count}
+        guesses |= self._mended(mapped, types) | self._clock_changes(mapped, readings)
+        return {rule: count for rule, count in guesses.items() if count}
 
     def _reading(self, mapped: str, column: Column, kind: str) -> Reading:
         try:
@@ -98,9 +99,9 @@ class Converter:
         if kind == "TIMESTAMP WITH TIME ZONE":
             return Reading((lambda x: f"timezone('UTC', {x})",), {})
         if kind == "DATE":
-            return Reading((end_of_day, lambda x: to_utc(x, self.zone)), {})
+            return texts.local_time((end_of_day,), self.zone)
         if kind.startswith("TIMESTAMP"):
-            return Reading((lambda x: f"CAST({x} AS TIMESTAMP)", lambda x: to_utc(x, self.zone)), {})
+            return texts.local_time((lambda x: f"CAST({x} AS TIMESTAMP)",), self.zone)
         fix = 'convert it: "to_timestamp(column)" for seconds since 1970, "strptime(column::VARCHAR, \'%Y%m%d\')" for 20240131'
         raise Unreadable(f"is {kind}, no moment", fix)
 
@@ -151,7 +152,7 @@ class Converter:
         return self.place.error(f"columns.{column}", self.table.columns[column], problem, fix)
 
     def _mended(self, mapped: str, types: dict[str, str]) -> dict[str, int]:
-        """How many ids and local times were not taken as they stand."""
+        """How many ids and numbers were not taken as they stand."""
         rules: dict[str, str] = {}
         for column, kind in types.items():
             x = name(column)
@@ -161,14 +162,27 @@ class Converter:
                 rules[f"{column}: white space alone taken as unknown"] = f"{x} <> '' AND {clean} IS NULL"
             if kind in FLOATS:
                 rules[f"{column}: NaN taken as unknown"] = f"isnan({x})"
-            if kind.startswith("TIMESTAMP") and "ZONE" not in kind and len(offsets(self.zone)) > 1:
-                t = f"CAST({x} AS TIMESTAMP)"
-                first, second = to_utc(t, self.zone), to_utc(t, self.zone, second=True)
-                rules[f"{column}: local times of a clock change, taken as the first of two or moved on"] = f"{first} <> {second}"
+        return self._counted(mapped, rules)
+
+    def _clock_changes(self, mapped: str, readings: dict[str, Reading]) -> dict[str, int]:
+        """How many local times come twice or never: taken as the first of two, or moved on by the hour that was skipped."""
+        if len(offsets(self.zone)) == 1:
+            return {}
+        local = {column: one.local for column, one in readings.items() if one.local}
+        rules = {
+            f"{column}: local times of a clock change, taken as the first of two or moved on": (
+                f"{to_utc(name(column), self.zone)} <> {to_utc(name(column), self.zone, second=True)}"
+            )
+            for column in local
+        }
+        return self._counted(staged(mapped, local), rules)
+
+    def _counted(self, relation: str, rules: dict[str, str]) -> dict[str, int]:
+        """How many rows fulfil each condition."""
         if not rules:
             return {}
         counts = ", ".join(f"count(*) FILTER ({condition})" for condition in rules.values())
-        return dict(zip(rules, map(int, self.connection.sql(f"SELECT {counts} FROM {mapped}").fetchall()[0]), strict=True))
+        return dict(zip(rules, map(int, self.connection.sql(f"SELECT {counts} FROM {relation}").fetchall()[0]), strict=True))
 
 
 def _flag_of_whole(x: str) -> str:

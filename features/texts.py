@@ -143,6 +143,8 @@ class Reading:
 
     steps: tuple[Step, ...]
     guesses: dict[str, int]
+    local: tuple[Step, ...] = ()
+    """Of a time: the steps to its local form, null where it has a zone; then clock changes can be counted."""
 
 
 def number(looks: Looks, decimal: str | None, kind: str) -> Reading:
@@ -183,9 +185,9 @@ def _decimal(looks: Looks) -> str:
 def moment(looks: Looks, zone: str, time_format: str | None) -> Reading:
     """A moment in UTC; a bare date is the end of its day. Raises Unreadable where day and month cannot be told apart."""
     if time_format is not None:
-        return Reading((sql_text, *_formatted(zone, time_format)), {})
+        return _formatted(zone, time_format)
     if looks.plain == looks.known:
-        return Reading((sql_text, lambda x: f"TRY_CAST({x} AS TIMESTAMP)", lambda x: to_utc(x, zone)), {})
+        return local_time((sql_text, lambda x: f"TRY_CAST({x} AS TIMESTAMP)"), zone)
     day_first = _day_first(looks)
     guesses = {"dates without a time taken as the end of their day": looks.dates}
     if looks.turned:
@@ -193,18 +195,23 @@ def moment(looks: Looks, zone: str, time_format: str | None) -> Reading:
     if looks.zoned:
         clocks = looks.iso + looks.turned + looks.compact - looks.dates
         guesses["times without a zone among times with one, taken as local"] = clocks - looks.zoned
-    return Reading((sql_text, lambda x: _parts(x, day_first), _at, lambda x: _in_utc(x, zone)), guesses)
+    steps = (sql_text, lambda x: _parts(x, day_first), _at)
+    local = (*steps, lambda x: f"CASE WHEN {x}.away IS NULL THEN {x}.at END")
+    return Reading((*steps, lambda x: _in_utc(x, zone)), guesses, local)
 
 
-def _formatted(zone: str, time_format: str) -> tuple[Step, ...]:
+def local_time(steps: tuple[Step, ...], zone: str) -> Reading:
+    """A moment from steps to a local time without a zone."""
+    return Reading((*steps, lambda x: to_utc(x, zone)), {}, steps)
+
+
+def _formatted(zone: str, time_format: str) -> Reading:
     def parse(x: str) -> str:
         return f"try_strptime({x}, {literal(time_format)})"
 
     if "%z" in time_format:
-        return parse, lambda x: f"timezone('UTC', {x})"
-    if has_clock(time_format):
-        return parse, lambda x: to_utc(x, zone)
-    return parse, end_of_day, lambda x: to_utc(x, zone)
+        return Reading((sql_text, parse, lambda x: f"timezone('UTC', {x})"), {})
+    return local_time((sql_text, parse) if has_clock(time_format) else (sql_text, parse, end_of_day), zone)
 
 
 def has_clock(time_format: str) -> bool:

@@ -152,6 +152,19 @@ def test_a_local_time_that_comes_twice_may_be_either(arrived: str, broke: int, t
     assert found["orders.arrived_at.order"].broken == broke
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_local_times_that_come_twice_or_never_are_told(kind: str, tmp_path: Path) -> None:
+    times = ("2024-10-27 02:30:00", "2024-03-31 02:30:00", "2024-05-01 02:30:00")
+    written = csv_of(tmp_path, [{**row, "ordered_at": at} for row, at in zip(texts(ROWS[:3]), times, strict=True)])
+    if kind == "parquet":
+        given = pa.array([datetime.fromisoformat(at) for at in times])
+        pq.write_table(arrow(ROWS[:3], ordered_at=lambda v: given), tmp_path / "o.parquet")
+        written = Written('path = "o.parquet"')
+    found = loaded(written, tmp_path)
+    assert found.reading == {"orders.ordered_at: local times of a clock change, taken as the first of two or moved on": 2}
+    assert local_times(tmp_path)[1] == datetime(2024, 3, 31, 3, 30)
+
+
 def test_one_stray_later_order_is_told_and_moves_nothing(tmp_path: Path) -> None:
     (tmp_path / "tidy").mkdir()
     stray = {**ROWS[0], "order_id": 1, "ordered_at": max(row["ordered_at"] for row in ROWS) + timedelta(days=42)}
