@@ -181,8 +181,8 @@ def explain(
     """Make a logged decision again from what was logged, and show how it came about; exit code 3 if it comes out otherwise."""
     from features.errors import RefusedError
     from serving import package as packaging
-    from serving.online import SqliteStore
     from serving.replay import replay
+    from serving.sqlite_store import SqliteStore
     from training.models.scorer import Scorer
 
     settings, mapped = Settings(), dataset_of(dataset)
@@ -244,7 +244,7 @@ def _online_file(settings: Settings, mapped: Dataset) -> Path:
 def _online(settings: Settings, mapped: Dataset) -> Any:
     """The online store, brought up to the canonical tables in force."""
     from serving.load import load
-    from serving.online import SqliteStore
+    from serving.sqlite_store import SqliteStore
 
     store, sources = SqliteStore(_online_file(settings, mapped)), settings.of(mapped.name) / "sources.json"
     if sources.exists():

@@ -179,13 +179,14 @@ class Desk:
         now, ours = self.decider.clock(), self.champions.current.policy.consent.purpose
         with self.store.transaction(urgent=True):
             name = self._customer(whom)
+            known = self._known(self.store.ids_of(name))
             since = {purpose: self._since(name, purpose, now) for purpose in {one.purpose or ours for one in asked.consents}}
             words = [(one.purpose or ours, one.channel or "", one.granted) for one in asked.consents]
             self.store.set_consents((name, purpose, channel, granted, since[purpose]) for purpose, channel, granted in words)
             if asked.timezone is not None:
                 self.store.set_timezone(name, asked.timezone)
             (standing,) = self.store.standing([name], ours, now)
-        return {"pseudonym": name, "consents": standing.consents, "timezone": standing.timezone}
+        return {"pseudonym": name, "known": known, "consents": standing.consents, "timezone": standing.timezone}
 
     def _since(self, name: str, purpose: str, now: float) -> float:
         """From when a consent holds that is told now: later than every word before it, also one that another clock dates later."""

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from features.files import locked, replacing, write_text
 from features.settings import Settings
-from serving.online import BUSY_SECONDS, SqliteStore, emptied
+from serving.online import BUSY_SECONDS
+from serving.sqlite_store import SqliteStore, emptied
 
 IDS = ("customer_id", "left_id", "right_id", "person_id")
 ORDER = "order_id"

@@ -429,6 +429,7 @@ class Consented(BaseModel):
     """The consents in force."""
 
     pseudonym: str
+    known: bool = Field(description="false: nobody knew the id before; the words are kept for when it comes. Check its spelling")
     consents: dict[str, bool]
     timezone: str | None
 

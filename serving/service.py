@@ -20,7 +20,8 @@ from features.settings import Settings
 from serving import app
 from serving.guard import Guard
 from serving.keys import FILE, Keys
-from serving.online import OnlineStore, SqliteStore
+from serving.online import OnlineStore
+from serving.sqlite_store import SqliteStore
 
 VERSION = "0.2.0"
 

@@ -38,9 +38,10 @@ from features.simulate import EFFECT_TIERS, true_churn_probability
 from serving import decide
 from serving.decide import Floats, Ints, Options, Situation
 from serving.decisions import remembered_days, standings
-from serving.online import DAY_SECONDS, SqliteStore
+from serving.online import DAY_SECONDS
 from serving.policy import CHANNELS, REMEMBERED_DAYS, TIERS, Policy
 from serving.score import Engine
+from serving.sqlite_store import SqliteStore
 from serving.strategies import STRATEGIES, Budgeted, Randomised, Strategy
 
 SHARES = (0.0, 0.01, 0.03, 0.1, 0.25, 0.5, 0.75, 1.0)

@@ -1,11 +1,9 @@
 """The daily decisions of 1,000,000 customers: score, allocate, write; from the real rows of Online Retail II, each many times under new ids."""
 
 import json
-import os
 import resource
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features import mapping, table
-from features.settings import ENVIRONMENT, Settings
-from tests.benchmarks.bench_service import _champion
+from features import table
+from tests.benchmarks.bench_service import _champion, sample
 from tests.benchmarks.result import Result
-from training.dataset import TrainingData
-from validation.stages import Places, build_features, validate
 
 CUSTOMERS, SECONDS, GIGABYTES = 1_000_000, 180.0, 8.0
 BUDGETS = {"": 50_000.0, ".tight": 10_000.0}
@@ -27,13 +22,8 @@ BUDGETS = {"": 50_000.0, ".tight": 10_000.0}
 
 def run() -> Iterator[Result]:
     """Seconds and memory of a process of its own, as `holdfast decide` is one."""
-    os.environ.update(ENVIRONMENT)
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        places = Places.of(Settings(home=home), mapping.read())
-        validate(mapping.read(), places)
-        build_features(mapping.read(), places)
-        _champion(TrainingData.read(places.features), home / "champion")
+    with sample() as (home, places, data):
+        _champion(data, home / "champion")
         _many(places.features, home / "many.parquet")
         for name, budget in BUDGETS.items():
             line = [sys.executable, "-m", "tests.benchmarks.bench_decide", str(home), str(budget)]
@@ -64,8 +54,8 @@ def _decide(home: Path, budget: float) -> None:
 
     from serving import daily, policy
     from serving.decisions import Decider
-    from serving.online import SqliteStore
     from serving.score import Engine
+    from serving.sqlite_store import SqliteStore
 
     start = time.perf_counter()
     rich = (

@@ -1,27 +1,20 @@
 """`POST /v1/events` for customers with few and with many stored events, and an opt-out of somebody else while events pour in."""
 
-import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-from features import mapping
-from features.settings import ENVIRONMENT, Settings
-from tests.benchmarks.bench_service import _packaged, _service
+from tests.benchmarks.bench_service import _packaged, _service, sample
 from tests.benchmarks.result import Result
-from training.dataset import TrainingData
 from training.models.calibration import Calibration
 from training.models.level import Forecast, Level
 from training.models.lightgbm import LightGBM
 from training.models.scorer import Scorer
-from validation.stages import Places, build_features, validate
 
 AT_ONCE, FEW, MANY = 500, 10, 10_000
 ROUNDS, CLIENTS, OPT_OUTS = 9, 4, 300
@@ -31,13 +24,7 @@ WANTED_RATIO, WANTED_MS = 1.5, 100.0
 
 def run() -> Iterator[Result]:
     """Both, on a small model of the sample: events ask nothing of a model."""
-    os.environ.update(ENVIRONMENT)
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        places = Places.of(Settings(home=home), mapping.read())
-        validate(mapping.read(), places)
-        build_features(mapping.read(), places)
-        data = TrainingData.read(places.features)
+    with sample() as (home, _, data):
         level = Level({data.split.test: Forecast(0.6, 0.5, 0.7, 0.6, None, 0, 0.0)})
         train = data.before(data.split.test)
         _packaged(Scorer(LightGBM.fit(PARAMS, train, 1), Calibration("platt", [1.0]), level, data.manifest), home / "small", "lightgbm")

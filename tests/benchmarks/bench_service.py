@@ -52,15 +52,20 @@ RIVALS = (("starlette", "bare Starlette + orjson"), ("bentoml_api", "stock Bento
 SOAK, SETTLE = 50_000, 2.0
 
 
-def run() -> Iterator[Result]:
-    """All service benchmarks."""
+@contextmanager
+def sample() -> Iterator[tuple[Path, Places, TrainingData]]:
+    """A home that lasts as long as the block, its places, and the bundled shop's training data in it."""
     os.environ.update(ENVIRONMENT)
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        places = Places.of(Settings(home=home), mapping.read())
+        places = Places.of(Settings(home=Path(folder)), mapping.read())
         validate(mapping.read(), places)
         build_features(mapping.read(), places)
-        data = TrainingData.read(places.features)
+        yield Path(folder), places, TrainingData.read(places.features)
+
+
+def run() -> Iterator[Result]:
+    """All service benchmarks."""
+    with sample() as (home, places, data):
         yield from _rows(home / "champion", _champion(data, home / "champion"), places.features, "serve.row")
         yield from _rows(home / "reference", _reference(data, home / "reference"), None, "serve.reference")
         yield from _ours(home / "champion", places)
@@ -163,7 +168,7 @@ def _service(folder: Path, features: Path | None, **given: str) -> Iterator[tupl
 def _ours(folder: Path, places: Places) -> Iterator[Result]:
     """By id, histories, events, lists, overload and a soak, on the champion."""
     from serving.load import load as fill
-    from serving.online import SqliteStore
+    from serving.sqlite_store import SqliteStore
 
     online = folder / "home" / "online.db"
     fill(SqliteStore(online), places.sources, "UTC")

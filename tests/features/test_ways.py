@@ -7,6 +7,7 @@ import pytest
 from features import mapping, sources
 from features.pseudonym import Pseudonyms
 from features.store import Store
+from tests.features.test_places import SERVERS, postgres
 from tests.features.ways import HEAD, ROWS, WAYS, Written, csv_way, machine, named, rendered, texts, with_marks
 
 
@@ -57,11 +58,8 @@ def test_a_home_of_any_name(tmp_path: Path, expected: Store) -> None:
         assert found.hashes == expected.hashes
 
 
+@pytest.mark.skipif(not SERVERS, reason="PostgreSQL is not installed (Debian: postgresql)")
 def test_postgresql_in_every_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.features.test_places import SERVERS, postgres
-
-    if not SERVERS:
-        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
     import sqlalchemy
 
     by_uuid = tmp_path / "uuid"

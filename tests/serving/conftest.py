@@ -14,8 +14,8 @@ from features.settings import Settings
 from serving import app, policy, server
 from serving import package as packaging
 from serving.check import check, write_warm
-from serving.online import SqliteStore
 from serving.score import IDENTITY
+from serving.sqlite_store import SqliteStore
 from tests.conftest import Shop
 from training.dataset import TrainingData
 from training.models.calibration import Calibration

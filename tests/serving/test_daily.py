@@ -16,8 +16,9 @@ from features import table
 from serving import daily, occasions
 from serving.daily import Round
 from serving.decisions import PLAN, Decider
-from serving.online import DAY_SECONDS, OnlineStore, SqliteStore
+from serving.online import DAY_SECONDS, OnlineStore
 from serving.policy import Occasion
+from serving.sqlite_store import SqliteStore
 from serving.strategies import STRATEGIES
 from tests.serving.test_decisions import FREELY, NOW, TEXT, Light, at_risk, decide, ledger, light_shop, logged, millionths
 

@@ -33,9 +33,10 @@ from serving import policy
 from serving.champions import Champions
 from serving.decisions import PLAN, Decider, limits, units
 from serving.desk import Desk
-from serving.online import DAY_SECONDS, SqliteStore
+from serving.online import DAY_SECONDS
 from serving.policy import TIERS, Policy
 from serving.score import IDENTITY, Engine
+from serving.sqlite_store import SqliteStore
 from tests.conftest import ROOT
 from tests.serving.test_policy import TEXT
 from training.dataset import TrainingData

@@ -19,7 +19,7 @@ from serving.answers import Refusal
 from serving.champions import Champions
 from serving.desk import Desk
 from serving.guard import LIST_BYTES, SINGLE_BYTES
-from serving.online import SqliteStore
+from serving.sqlite_store import SqliteStore
 from serving.writer import Writer
 from tests.conftest import Shop
 from tests.serving.conftest import Served

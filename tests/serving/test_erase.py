@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving import erase
-from serving.online import SqliteStore
+from serving.sqlite_store import SqliteStore
 from tests.serving.conftest import Served
 from tests.serving.test_online import fill, on_disk
 

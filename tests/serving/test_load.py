@@ -9,8 +9,8 @@ import pytest
 from features import table
 from serving import histories, policy
 from serving.load import LOADED, load
-from serving.online import SqliteStore
 from serving.score import Engine
+from serving.sqlite_store import SqliteStore
 from tests.conftest import Shop
 
 CUSTOMERS = 300

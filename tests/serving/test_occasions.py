@@ -13,8 +13,9 @@ import pytest
 
 from serving import occasions, schemas
 from serving.desk import LEASE_SECONDS, Desk
-from serving.online import DAY_SECONDS, SqliteStore
+from serving.online import DAY_SECONDS
 from serving.policy import Occasion
+from serving.sqlite_store import SqliteStore
 from tests.serving.test_decisions import Light, at_risk, light_shop, logged
 
 DAY = timedelta(days=1)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from serving import online
+from serving import sqlite_store
 from serving.audit import subject
-from serving.online import OnlineStore, PastContact, SqliteStore, StoreBusy
+from serving.online import OnlineStore, PastContact, StoreBusy
+from serving.sqlite_store import SqliteStore
 from tests.conftest import ROOT
 
 MAIL, SMS = "e-mail", "sms"
@@ -285,7 +286,7 @@ def child(file: Path) -> Iterator[subprocess.Popen[str]]:
     code = f"""
 import sys, time
 from pathlib import Path
-from serving.online import SqliteStore
+from serving.sqlite_store import SqliteStore
 store = SqliteStore(Path({str(file)!r}))
 with store.transaction():
     store.spend("d", {{"budget": 7}})
@@ -341,7 +342,7 @@ def test_a_commit_that_fails_leaves_the_store_writable(file: Path) -> None:
 
 
 def test_only_a_store_that_is_busy_is_called_so(file: Path, child: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(online, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite_store, "BUSY_SECONDS", 0.1)
     store = SqliteStore(file)
     with pytest.raises(StoreBusy), store.transaction():
         pass
@@ -354,7 +355,7 @@ def test_only_a_store_that_is_busy_is_called_so(file: Path, child: subprocess.Po
 
 @pytest.mark.parametrize(("held", "urgent"), [(fcntl.LOCK_SH, False), (fcntl.LOCK_EX, True)])
 def test_a_stopped_process_holds_nobody_up_for_ever(file: Path, monkeypatch: pytest.MonkeyPatch, held: int, urgent: bool) -> None:
-    monkeypatch.setattr(online, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(sqlite_store, "BUSY_SECONDS", 0.2)
     store = SqliteStore(file)
 
     def write() -> None:

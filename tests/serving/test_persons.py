@@ -23,8 +23,8 @@ from serving.decisions import Decider
 from serving.desk import Desk
 from serving.erase import ask, asked
 from serving.load import LOADED, load
-from serving.online import SqliteStore
 from serving.score import Engine
+from serving.sqlite_store import SqliteStore
 from tests.conftest import Shop
 from tests.serving.test_guard import packed
 from validation.stages import build_features, validate

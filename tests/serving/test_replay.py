@@ -16,9 +16,9 @@ from serving import schemas
 from serving.daily import Round
 from serving.decisions import Decider
 from serving.desk import Desk
-from serving.online import SqliteStore
 from serving.replay import Replay, replay
 from serving.score import Engine
+from serving.sqlite_store import SqliteStore
 from tests.serving.raw import histories
 from tests.serving.test_decisions import FREELY, NOW, TEXT, Light, at_risk, decide, light_shop
 from training.models.scorer import Scorer

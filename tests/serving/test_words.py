@@ -13,7 +13,7 @@ from serving import histories, schemas
 from serving.champions import Champions
 from serving.desk import Desk
 from serving.load import load
-from serving.online import SqliteStore
+from serving.sqlite_store import SqliteStore
 from tests.conftest import Shop
 from tests.features.ways import ROWS, Written, rendered, texts
 from tests.serving.conftest import Served
@@ -28,9 +28,15 @@ def consents(served: Served, name: str, *given: dict[str, Any]) -> Any:
 
 def test_a_word_told_now_is_later_than_one_that_another_clock_dates_later(served: Served) -> None:
     served.store.set_consents([(served.pseudonym("late"), "marketing", "", True, time.time() + 1800)])
-    assert consents(served, "late", {"granted": False}).json()["consents"] == {"": False}
+    first = consents(served, "late", {"granted": False}).json()
+    assert (first["known"], first["consents"]) == (True, {"": False})
     assert consents(served, "late", {"granted": True}).json()["consents"] == {"": True}
     assert consents(served, "late", {"granted": False}).json()["consents"] == {"": False}
+
+
+def test_an_id_that_nobody_knows_is_kept_and_said_to_be_unknown(served: Served) -> None:
+    assert consents(served, "never seen", {"granted": False}).json()["known"] is False
+    assert consents(served, "never seen", {"granted": False}).json()["known"] is True
 
 
 def test_a_consent_without_a_purpose_is_for_what_the_policy_contacts_for(sample_features: Shop, tmp_path: Path) -> None:
