@@ -38,6 +38,15 @@ class Form:
     quote: str
     escape: str | bool
 
+    @property
+    def guesses(self) -> dict[str, int]:
+        """What was guessed of the file and has to be told."""
+        return {"files that are no UTF-8, read as Windows-1252": int(self.encoding == FALLBACK)}
+
+    def read(self, path: Path, positions: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """The columns at some positions as texts named ``c0``, ``c1`` ...; empty fields are null. Raises Unreadable."""
+        return _read(path, self, positions)
+
 
 def form(path: Path, wanted: Sequence[str]) -> Form:
     """Guess the form from the first megabyte; ``wanted`` are names that the header should have. Raises Unreadable."""
@@ -106,8 +115,7 @@ def _opened(path: Path, compression: str | None) -> Any:
     return pa.CompressedInputStream(pa.OSFile(str(path)), compression) if compression else pa.OSFile(str(path))
 
 
-def read(path: Path, found: Form, positions: Sequence[int]) -> Iterator[pa.RecordBatch]:
-    """The columns at some positions as texts named ``c0``, ``c1`` ...; empty fields are null. Raises Unreadable."""
+def _read(path: Path, found: Form, positions: Sequence[int]) -> Iterator[pa.RecordBatch]:
     names = [f"c{number}" for number in range(len(found.names))]
     wrong: list[tuple[int | None, int, bool]] = []
 

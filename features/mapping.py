@@ -37,13 +37,16 @@ class _Part(BaseModel):
 class Table(_Part):
     """Where one source table lies and how its columns become the canonical ones."""
 
-    path: str | None = Field(None, description="Parquet or CSV file(s), relative to the mapping file, or s3:// Parquet; globs allowed")
+    path: str | None = Field(
+        None, description="Parquet, CSV or Excel file(s), relative to the mapping file, or s3:// Parquet; globs allowed"
+    )
     database: str | None = Field(None, description="DuckDB file or SQLAlchemy URL; $VARIABLES are expanded")
     table: str | None = Field(None, description="table in that database")
     query: str | None = Field(None, description="DuckDB SQL over the relations named in `files`: joins and unions")
     files: dict[str, str] = Field({}, description="name = path, for `query`")
     where: str | None = Field(None, description="SQL condition on the source's own columns")
     group_by: str | None = Field(None, description="SQL; several source rows make one canonical row")
+    sheet: str | None = Field(None, description="sheet of an Excel workbook that has several")
     decimal: Literal[".", ","] | None = Field(None, description="decimal mark of numbers that are texts; default: as the column shows")
     time_format: str | None = Field(None, description="how times that are texts are written, as strptime has it; default: ISO 8601")
     duplicates: Literal["drop", "keep"] | None = Field(None, description="rows of a file that another file has too; default: refuse")
@@ -248,7 +251,8 @@ lookback_days = 365           # leave out customers silent for longer; inf: ever
 # min_class = 30              # of them churned, and as many not
 
 # Each table: where it lies, and each canonical column as a source column or a DuckDB SQL expression.
-#   path = "orders/*.parquet"                      Parquet or CSV (with a header line), globs allowed, relative to this file
+#   path = "orders/*.parquet"                      Parquet, CSV or Excel (with a header line), globs allowed, relative to this file
+#   path = "orders.xlsx", sheet = "May"            one sheet of a workbook with several
 #   path = "s3://bucket/orders/"                   Parquet on S3-compatible storage; AWS_* variables as usual
 #   database = "shop.duckdb", table = "orders"     a DuckDB file
 #   database = "$SHOP_DB_URL", table = "orders"    PostgreSQL or any SQLAlchemy URL; secrets come from the environment

@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features import copies, csvfiles, databases, texts
+from features import copies, csvfiles, databases, excel, texts
 from features.databases import EXACT_FLOAT, EXACT_SINGLE
 from features.errors import InputError, Unreadable
 from features.loose import typed
@@ -29,6 +29,7 @@ FILE = "holdfast file"
 """Column of rows from several files: the number of the file."""
 FLOATS = ("DOUBLE", "FLOAT")
 _CSV = re.compile(r"\.(csv|tsv|txt)(\.(gz|zst|bz2|lz4))?$", re.IGNORECASE)
+_EXCEL = re.compile(r"\.xls[xm]$", re.IGNORECASE)
 
 
 @dataclass
@@ -96,12 +97,12 @@ class Reader:
     def _located(self, path: str, files: Sequence[str], key: str, alias: str) -> Rows:
         if "://" in path:
             return self._objects(path, key, alias)
-        if not (path.lower().endswith(".parquet") or _CSV.search(path)):
-            raise self.place.error(key, path, "is neither Parquet nor CSV", "give *.parquet, *.csv or *.csv.gz (save a spreadsheet as CSV)")
+        if not (path.lower().endswith(".parquet") or _CSV.search(path) or _EXCEL.search(path)):
+            raise self.place.error(key, path, "is neither Parquet, CSV nor Excel", "give *.parquet, *.csv, *.csv.gz or *.xlsx")
         found = list(files) or _found(self.dataset.resolve(path))
         if not found:
             raise self.place.error(key, path, "no such file", "check the path; it is relative to the mapping file")
-        return self._csv(found, key, alias) if _CSV.search(path) else self._parquet(found, key)
+        return self._parquet(found, key) if path.lower().endswith(".parquet") else self._texts(found, key, alias)
 
     def _parquet(self, files: Sequence[str], key: str) -> Rows:
         parts, schemas, every, old = [], [], [], list[str]()
@@ -147,24 +148,23 @@ class Reader:
         words = [f"{column}: {rule}" for column in columns for rule in ("decimal numbers read as ids", "NaN taken as unknown")]
         return dict(zip(words, map(int, found), strict=True))
 
-    def _csv(self, files: Sequence[str], key: str, alias: str) -> Rows:
+    def _texts(self, files: Sequence[str], key: str, alias: str) -> Rows:
+        """Files that know no types: CSV and Excel."""
         forms = [(file, self._form(file, key)) for file in files]
         columns = _once(self.names.spelt(one.names[place]) for _, one in forms for place in self.names.wanted(one.names))
         defined = "".join(f"{name(column)} VARCHAR, " for column in columns)
         self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {name(alias)} ({defined}{name(FILE)} INTEGER)")
-        guesses: dict[str, int] = {}
+        guesses = summed(one.guesses for _, one in forms)
         for number, (file, one) in enumerate(forms):
             chosen = self.names.wanted(one.names)
             into = ", ".join([*(name(self.names.spelt(one.names[place])) for place in chosen), name(FILE)])
             try:
-                for batch in csvfiles.read(Path(file), one, chosen):
+                for batch in one.read(Path(file), chosen):
                     self.connection.register("_batch", pa.Table.from_batches([batch]))
                     self.connection.execute(f"INSERT INTO {name(alias)} ({into}) SELECT *, {number} FROM _batch")
                     self.connection.unregister("_batch")
             except Unreadable as error:
                 raise self._spoilt(key, file, error.problem, error.fix) from None
-            if one.encoding == csvfiles.FALLBACK:
-                _count(guesses, "files that are no UTF-8, read as Windows-1252", 1)
             _count(
                 guesses, "headers repeated inside a file, left out", self._without_headers(alias, number, [one.names[p] for p in chosen])
             )
@@ -184,9 +184,13 @@ class Reader:
             raise self.place.error("columns", ", ".join(computed), error.problem, error.fix) from None
         return replace(self._described(relation, "", ""), guesses=guesses)
 
-    def _form(self, file: str, key: str) -> csvfiles.Form:
+    def _form(self, file: str, key: str) -> csvfiles.Form | excel.Sheet:
+        found: csvfiles.Form | excel.Sheet
         try:
-            found = csvfiles.form(Path(file), sorted(self.names.every))
+            if _EXCEL.search(file):
+                found = excel.Sheet.of(Path(file), self.table.sheet)
+            else:
+                found = csvfiles.form(Path(file), sorted(self.names.every))
         except OSError as error:
             raise self._spoilt(key, file, f"cannot be read ({type(error).__name__})", "check the path and its rights") from None
         except Unreadable as error:

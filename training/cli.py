@@ -16,7 +16,7 @@ from features.terminal import console, progress
 from training.config import ModelChoice, TrainConfig
 
 DEFAULT, FLOOR = TrainConfig(), Promotion()
-FLOOR_HELP = "of a table from elsewhere (a mapping file has [promotion])"
+FLOOR_HELP = "of a table from elsewhere, which needs 100 rows a snapshot to be learnt from (a mapping file has [promotion])"
 
 
 def train(

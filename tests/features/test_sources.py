@@ -80,7 +80,7 @@ def test_a_bare_date_is_known_at_the_end_of_its_day(tmp_path: Path) -> None:
     ("place", "columns", "told"),
     [
         ('path = "nowhere-*.csv"\n', COLUMNS, ["tables.orders.path = 'nowhere-*.csv'"]),
-        ('path = "orders.xlsx"\n', COLUMNS, ["neither Parquet nor CSV"]),
+        ('path = "orders.json"\n', COLUMNS, ["neither Parquet, CSV nor Excel"]),
         ('path = "orders.csv"\n', COLUMNS.replace('"who"', '"whom"'), ["tables.orders.columns.customer_id = 'whom'", "id, who, at"]),
         ('path = "orders.csv"\nwhere = "state = 1"\n', COLUMNS, ["tables.orders.where = 'state = 1'"]),
         ('path = "orders.csv"\n', COLUMNS.replace('"at"', '"who"'), ["tables.orders.columns.ordered_at = 'who'", "2 row(s)"]),

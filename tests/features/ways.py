@@ -202,6 +202,27 @@ def sqlite(kinds: str, rows: list[Row]) -> Callable[[Path], Written]:
     return write
 
 
+def workbook(ids: Callable[[int], Any], at: Callable[[datetime], Any], style: str, **sheets: str) -> Callable[[Path], Written]:
+    """A sheet of Excel; ``sheets`` has the name of a second one."""
+
+    def write(folder: Path) -> Written:
+        import openpyxl
+
+        book = openpyxl.Workbook()
+        sheet = book.active
+        sheet.title = "Orders"
+        sheet.append(["note", *COLUMNS])
+        for row in ROWS:
+            sheet.append(["é", ids(row["order_id"]), ids(row["customer_id"]), at(row["ordered_at"]), float(row["amount"])])
+            sheet.cell(sheet.max_row, 4).number_format = style
+        for title in sheets.values():
+            book.create_sheet(title).append(["something else"])
+        book.save(folder / "orders.xlsx")
+        return Written('path = "orders.xlsx"' + ('\nsheet = "Orders"' if sheets else ""))
+
+    return write
+
+
 def duck(kinds: str) -> Callable[[Path], Written]:
     """A table of a DuckDB file with the given column types."""
 
@@ -319,6 +340,8 @@ WAYS: dict[str, Callable[[Path], Written]] = {
         LITE.format("INTEGER", "TEXT", "REAL"), [{**r, "amount": float(r["amount"]), "ordered_at": iso(r["ordered_at"])} for r in ROWS]
     ),
     "sqlite, texts": sqlite(LITE.format("TEXT", "DATETIME", "TEXT"), texts(ROWS, lambda m: str(naive(m)))),
+    "excel": workbook(int, naive, "yyyy-mm-dd hh:mm"),
+    "excel, decimals and texts, two sheets": workbook(float, lambda m: str(naive(m)), "@", second="Notes"),
     "duckdb, as they are": duck("* EXCLUDE (sku)"),
     "duckdb, texts": duck("COLUMNS(* EXCLUDE (sku))::VARCHAR"),
     "duckdb, huge numbers and local times": duck(

@@ -712,3 +712,44 @@ def test_parts_with_copies_are_not_read_again(tmp_path: Path) -> None:
     assert first.copies == {"orders": 100}
     assert loaded(Written('path = "orders-*.parquet"'), tmp_path).hashes == first.hashes
     assert {part: part.stat().st_mtime_ns for part in (tmp_path / "parts" / "orders").iterdir()} == made
+
+
+def workbook(folder: Path, *rows: list[object], style: str = "General", sheets: int = 1) -> Written:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    for row in (list(COLUMNS), *rows):
+        book.active.append(row)
+    for cell in book.active["C"]:
+        cell.number_format = style
+    for _ in range(sheets - 1):
+        book.create_sheet()
+    book.save(folder / "orders.xlsx")
+    return Written('path = "orders.xlsx"')
+
+
+def test_a_day_in_excel_is_known_at_its_end_and_a_midnight_is_one(tmp_path: Path) -> None:
+    loaded(workbook(tmp_path, ["1", "a", datetime(2024, 5, 1), 1], style="yyyy-mm-dd"), tmp_path)
+    assert local_times(tmp_path) == [datetime(2024, 5, 1, 23, 59, 59, 999999)]
+    loaded(workbook(tmp_path, ["1", "a", datetime(2024, 5, 1), 1], style="yyyy-mm-dd hh:mm"), tmp_path)
+    assert local_times(tmp_path) == [datetime(2024, 5, 1)]
+
+
+@pytest.mark.parametrize(
+    ("row", "sheets", "told"),
+    [
+        (["1", "a", datetime(2024, 5, 1), "=2+3"], 1, "line 2 has a formula without its value"),
+        (["1", 1e17, datetime(2024, 5, 1), 1], 1, "a number too large to keep all its digits"),
+        (["1", "a", datetime(2024, 5, 1), 1], 2, "say which one: sheet = 'Sheet'"),
+    ],
+)
+def test_a_workbook_that_leaves_something_open_is_refused(row: list[object], sheets: int, told: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=told):
+        loaded(workbook(tmp_path, row, sheets=sheets), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no workbook"])
+def test_a_broken_workbook_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "orders.xlsx").write_bytes(content)
+    with pytest.raises(InputError, match=r"is empty|is no workbook"):
+        loaded(Written('path = "orders.xlsx"'), tmp_path)
