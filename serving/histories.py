@@ -44,7 +44,7 @@ def _add(rows: dict[str, list[Plain]], source: str, row: Plain, customer: str, b
     """Add one row of a customer, an order with its ``lines``; ``before`` keeps order ids of two customers apart."""
     row = {**row, "customer_id": customer}
     lines = row.pop("lines", None)
-    if "order_id" in row:
+    if row.get("order_id") is not None:
         row["order_id"] = f"{before}{canonical_id(row['order_id'])}"
     rows[source].append(row)
     if lines and "order_lines" in rows:

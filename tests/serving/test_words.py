@@ -82,6 +82,11 @@ def test_a_return_told_and_then_loaded_is_one() -> None:
     assert histories.together(stored, [("returns", {**row, "amount": 6.0})], "c", SOURCES)["returns"].num_rows == 2
 
 
+def test_a_return_without_an_order_is_of_none() -> None:
+    row = {"return_id": "r", "returned_at": "2024-01-02T10:00:00", "quantity": 1.0, "amount": 5.0, "order_id": None}
+    assert histories.together({}, [("returns", row)], "c", SOURCES)["returns"]["order_id"].to_pylist() == [None]
+
+
 def test_what_was_told_of_an_id_before_its_case_was_folded_holds_after(tmp_path: Path) -> None:
     pseudonyms, store = Pseudonyms(b""), SqliteStore(tmp_path / "online.db")
     rows = [{**row, "customer_id": f"K{row['customer_id']}"} for row in texts(ROWS[:60])]
