@@ -53,6 +53,11 @@ def entries(file: Path) -> list[dict[str, Any]]:
     return [entry for entry in found if isinstance(entry, dict)]
 
 
+def last_in_force(file: Path) -> str | None:
+    """The version that was put in force last, as far as this journal knows."""
+    return next((entry["version"] for entry in reversed(entries(file)) if entry.get("event") == IN_FORCE), None)
+
+
 def settle(file: Path, champion: str | None) -> None:
     """Close a promotion whose process was killed: did the alias move to the version that was to become champion?"""
     last = next(iter(entries(file)[-1:]), {})

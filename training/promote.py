@@ -52,7 +52,7 @@ def promote(model_name: str, places: Places, settings: Settings, floor: Promotio
         "model": scorer.model.name,
         "champion_before": champion and {"version": str(champion.version), "model": champion.tags.get(MODEL, "")},
     }
-    rival = None if itself else champion  # an alias moved by hand to what was never judged is nobody's rival
+    rival = _before(registry, champion, journal.last_in_force(log)) if champion and itself else champion
     verdicts, against = _verdicts(registry, challenger, scorer, rival, data, floor)
     promoted = gates.passed(verdicts)
     told |= {"promoted": promoted, "against": against, "verdicts": [asdict(verdict) for verdict in verdicts]}
@@ -70,6 +70,11 @@ def promote(model_name: str, places: Places, settings: Settings, floor: Promotio
         stays = f"champion v{champion.version} stays" if champion else "there is no champion"
         raise RefusedError(f"challenger v{challenger.version} ({told['model']}) refused, {stays}:\n  {reasons}", champion is not None)
     return told
+
+
+def _before(registry: Registry, champion: ModelVersion, in_force: str | None) -> ModelVersion | None:
+    """The last version in force, where the alias was moved to the challenger by hand: that is the one to beat."""
+    return None if in_force in (None, str(champion.version)) else registry.version(str(in_force))
 
 
 def _still(registry: Registry, champion: ModelVersion | None) -> None:

@@ -95,6 +95,11 @@ class Registry:
                 token = page.token or ""
         return sorted(found, key=lambda version: int(version.version))
 
+    def version(self, number: str) -> ModelVersion:
+        """One version. Raises NoAnswerError where there is none, or the registry is away."""
+        with answering(self._where(number)):
+            return self.client.get_model_version(self.name, number)
+
     def aliased(self, alias: str) -> ModelVersion | None:
         """The version that an alias names, or None; see `mlflow_client.aliased`."""
         found: ModelVersion | None = aliased(self.client, self.name, alias)

@@ -97,6 +97,16 @@ def test_an_alias_moved_by_hand_is_judged_before_it_counts(own: Path, tmp_path: 
     assert registry_of(home).aliased(CHAMPION).tags["holdfast.gates"] == "pass"
 
 
+def test_an_alias_moved_past_the_champion_by_hand_leaves_the_champion_to_be_beaten(reigning: Path, tmp_path: Path) -> None:
+    home = copy(reigning, tmp_path)
+    worse(home)
+    challenger = str(registry_of(home).aliased(CHALLENGER).version)
+    registry_of(home).point(CHAMPION, challenger)
+    with pytest.raises(RefusedError):
+        promoted(home)
+    assert log(home)[-1]["against"] == "champion v1"
+
+
 def test_the_same_model_registered_twice_leaves_the_champion_in_force(reigning: Path, tmp_path: Path) -> None:
     home = copy(reigning, tmp_path)
     registry = registry_of(home)
