@@ -57,11 +57,19 @@ class Decider:
     def __init__(self, store: OnlineStore, clock: Callable[[], float] = time.time) -> None:
         self.store, self.clock = store, clock
 
-    def decide(self, engine: Engine, ones: Sequence[One], names: Sequence[str], occasion: str | None, live: Sequence[bool]) -> list[Any]:
+    def decide(
+        self,
+        engine: Engine,
+        ones: Sequence[One],
+        names: Sequence[str],
+        occasion: str | None,
+        live: Sequence[bool],
+        also: Callable[[Sequence[dict[str, Any]]], None] = lambda told: None,
+    ) -> list[Any]:
         """Decide about customers by pseudonym, in order; returns the fields of `schemas.Decided` that a decision adds to a score.
 
         ``live``: whether the features were computed for this request; then the log keeps the row, else it names the table's snapshot.
-        Whoever must not wait long calls `reasons` before.
+        ``also`` is done with what is returned, in the same transaction. Whoever must not wait long calls `reasons` before.
         """
         if not ones:
             return []
@@ -83,8 +91,10 @@ class Decider:
                 for name, tier, channel, id in zip(names, decided.tiers.tolist(), decided.channel.tolist(), ids, strict=True)
                 if tier
             )
-        consents = [consent(policy, one, tracked) for one in known]
-        return [{**_told(body), "consent": consented} for body, consented in zip(made, consents, strict=True)]
+            consents = [consent(policy, one, tracked) for one in known]
+            answers = [{**_told(body), "consent": consented} for body, consented in zip(made, consents, strict=True)]
+            also(answers)
+        return answers
 
     @property
     def tracked(self) -> bool:
