@@ -15,7 +15,7 @@ keys_app = typer.Typer(help="API keys of the service: made here, shown once, kep
 
 @policy_app.command("check")
 def check_policy(file: Annotated[Path, typer.Argument(help="policy file (TOML)")]) -> None:
-    """Read a policy file and say what it means; exit code 2 with every wrong key."""
+    """Read a policy file and say what it means, with a warning for all that is doubtful; exit code 2 with every wrong key."""
     from serving import policy
 
     found = policy.read(file)
@@ -23,6 +23,9 @@ def check_policy(file: Annotated[Path, typer.Argument(help="policy file (TOML)")
     print(f"{file}: good. Version {found.version}, digest {found.digest}, effects {found.effects_source}.")
     print(f"{len(found.rules)} rules, {len(found.caps)} caps. A day has: {limits or 'no limit'}.")
     print(f"Consent for {found.consent.purpose}: unknown {found.consent.unknown}, untracked {found.consent.untracked}.")
+    print(f"Of a contact that failed: cost {found.failed.cost}, hours {found.failed.hours}.")
+    for doubt in policy.doubts(found):
+        print(f"warning: {doubt}")
 
 
 @policy_app.command("show")

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Iterator
 from datetime import time
+from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,12 @@ from features.domain import ChurnReason
 from features.errors import InputError
 from features.files import sha256_json
 from features.schema import CONTACT_CHANNELS
+from serving.online import UNITS
+from serving.policy_rules import doubts as doubts
+from serving.policy_rules import faults, shown
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 SCHEMA = 2
 TIERS = ("none", "nudge", "offer", "concierge")
 CONTACTS = TIERS[1:]
@@ -29,6 +34,7 @@ TierName = Literal["nudge", "offer", "concierge"]
 TouchpointName = Literal[
     "no_review", "no_second_order", "no_campaign", "complaint_open", "silent", "cart_left", "refund_late", "delivery_late"
 ]
+START = "start from `holdfast policy show > my_policy.toml`"
 FIX = "correct the key; `holdfast policy show` prints the shipped file with every one"
 
 
@@ -118,6 +124,13 @@ class QuietHours(_Part):
     channels: Listed[Channel]
 
 
+class Failed(_Part):
+    """What becomes of the charge of a contact that could not be made: ``returned`` to the day it was charged to, or ``spent``."""
+
+    cost: Literal["returned", "spent"] = "returned"
+    hours: Literal["returned", "spent"] = "spent"
+
+
 class Budget(_Part):
     """Money for all contacts of a day."""
 
@@ -175,17 +188,28 @@ class Rule(_Part):
     concierge: Action | None = None
 
     @property
+    def asked(self) -> dict[str, tuple[str, ...]]:
+        """The words of each thing that a rule may ask for; none: it may be anything."""
+        return {"segment": self.segment, "touchpoint": self.touchpoint, "reason": self.reason, "occasion": self.occasion}
+
+    @property
     def asks(self) -> bool:
         """Whether it is not for everybody."""
-        return bool(self.segment or self.touchpoint or self.reason or self.occasion)
+        return any(self.asked.values())
+
+    @property
+    def actions(self) -> dict[str, Action]:
+        """The action of each tier that it names."""
+        return {tier: action for tier in CONTACTS if (action := getattr(self, tier))}
+
+    def fits_all_of(self, later: "Rule") -> bool:
+        """Whether it fits everybody whom a later rule fits."""
+        pairs = zip(self.asked.values(), later.asked.values(), strict=True)
+        return all(not mine or (len(other) > 0 and set(other) <= set(mine)) for mine, other in pairs)
 
     def hides(self, later: "Rule") -> bool:
         """Whether it fits everybody whom a later rule fits, and names every tier that this names."""
-        for name in ("segment", "touchpoint", "reason", "occasion"):
-            mine, other = set(getattr(self, name)), set(getattr(later, name))
-            if mine and not (other and other <= mine):
-                return False
-        return all(getattr(self, tier) for tier in CONTACTS if getattr(later, tier))
+        return self.fits_all_of(later) and self.actions.keys() >= later.actions.keys()
 
 
 class Policy(_Part):
@@ -201,6 +225,7 @@ class Policy(_Part):
     quiet_hours: QuietHours | None = None
     budget: Budget | None = None
     capacity: dict[TierName, Capacity] = {}
+    failed: Failed = Failed()
     caps: tuple[Cap, ...] = Field((), strict=False)
     costs: Tiers
     effects: dict[SegmentName, Effects]
@@ -263,6 +288,21 @@ class Policy(_Part):
         hours = [capacity.hours_per_day for capacity in self.capacity.values()]
         return np.array([*([self.budget.per_day] if self.budget else []), *hours])
 
+    @cached_property
+    def units_KT(self) -> Ints:
+        """``use_KT`` in whole millionths, exact."""
+        return np.array([[in_units(use) for use in row] for row in self.use_KT.tolist()], dtype=np.int64).reshape(self.use_KT.shape)
+
+    @cached_property
+    def limits_units_K(self) -> Ints:
+        """``limits_K`` in whole millionths, exact."""
+        return np.array([in_units(limit) for limit in self.limits_K.tolist()], dtype=np.int64)
+
+
+def in_units(amount: float) -> int:
+    """Money or hours in whole millionths, of the decimal that was written: 9000000000.1 is no binary number."""
+    return round(Decimal(repr(amount)) * UNITS)
+
 
 def default_file() -> Path:
     """The shipped policy."""
@@ -275,19 +315,27 @@ def read(file: Path | None = None) -> Policy:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(str(file), f"cannot be read: {error}", "start from `holdfast policy show > my_policy.toml`") from None
+        raise InputError(str(file), f"cannot be read: {error}", START) from None
     return parse(text, str(file))
 
 
 def parse(text: str, name: str) -> Policy:
     """Parse the text of a policy file called ``name``."""
     try:
-        return Policy(**tomllib.loads(text))
+        told = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(name, f"is not TOML: {error}", "start from `holdfast policy show > my_policy.toml`") from None
+        raise InputError(name, f"is not TOML: {error}", START) from None
+    except (ValueError, RecursionError):
+        raise InputError(name, "holds a number of thousands of digits, or hundreds of brackets in each other", START) from None
+    try:
+        policy = Policy(**told)
     except ValidationError as error:
-        told = "\n  ".join(_told(one) for one in error.errors(include_url=False))
-        raise InputError(name, told, FIX) from None
+        wrong = [_told(one) for one in error.errors(include_url=False)]
+    else:
+        wrong = [str(fault) for fault in faults(policy)]
+    if wrong:
+        raise InputError(name, "\n  ".join(wrong), FIX)
+    return policy
 
 
 def _told(error: Any) -> str:
@@ -296,8 +344,10 @@ def _told(error: Any) -> str:
         return f"{place}: is no key of a policy"
     if error["type"] == "missing":
         return f"{place}: is missing"
-    given = f" = {error['input']!r}" if place and not isinstance(error["input"], dict) else ""
-    return f"{place}{given}: {error['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    given = f" = {shown(error['input'])}" if place and not isinstance(error["input"], dict) else ""
+    larger = type(error["input"]) is int and error["type"] in ("float_type", "int_parsing_size")
+    rule = "larger than any number that is counted here" if larger else error["msg"].removeprefix("Value error, ")
+    return f"{place}{given}: {rule}".removeprefix(": ")
 
 
 def differences(before: Policy, after: Policy) -> Iterator[tuple[str, Any, Any]]:

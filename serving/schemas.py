@@ -8,6 +8,7 @@ from pydantic import Strict as Strict_
 
 from features.domain import PlanStage, Stage, ValueSegment
 from serving.policy import CHANNELS, TIERS, Occasion
+from serving.policy_rules import PURPOSE
 from serving.rows import (
     LARGEST,
     ROWS,
@@ -201,7 +202,7 @@ class OutcomesRequest(Strict):
 class ConsentChange(Strict):
     """A consent given or withdrawn from now on."""
 
-    purpose: str | None = Field(None, pattern=r"^[a-z][a-z_]{0,31}$", description="null: the purpose that the policy contacts for")
+    purpose: str | None = Field(None, pattern=PURPOSE, description="null: the purpose that the policy contacts for")
     channel: Literal[CHANNELS] | None = Field(None, description="null: every channel without a word of its own")  # type: ignore[valid-type]
     granted: bool
 
