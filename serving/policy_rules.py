@@ -184,7 +184,7 @@ def _quiet_hours(policy: "Policy") -> Iterator[Remark]:
     if _channels(policy).isdisjoint(quiet.channels):
         yield Remark("quiet_hours.channels", list(quiet.channels), "no rule uses such a channel: the quiet hours never count")
     if (hours := (_hour(quiet.end) - _hour(quiet.start)) % 24) > QUIET_HOURS_MOST:
-        rule = f"{hours:.3g} of 24 hours are quiet: are start and end turned round?"
+        rule = f"{hours:.4g} of 24 hours are quiet: are start and end turned round?"
         yield Remark("quiet_hours.end", f"{quiet.end}", rule)
 
 
@@ -230,7 +230,8 @@ def _caps(policy: "Policy") -> Iterator[Remark]:
 def _as_tight(one: "Cap", other: "Cap") -> bool:
     """Whether whoever has reached the other cap has reached this one, which then bars all that the other bars."""
     wider = one.channel in ("any", other.channel) and one.segment in (None, other.segment)
-    return wider and one.days >= other.days and one.contacts <= other.contacts
+    always = one.contacts == 0 < other.contacts
+    return wider and (always or one.days >= other.days) and one.contacts <= other.contacts
 
 
 def _said(cap: "Cap") -> str:
@@ -261,7 +262,7 @@ def _unreached(policy: "Policy") -> Iterator[Remark]:
         for tier, action in rule.actions.items():
             earlier = (k for k, before in enumerate(policy.rules[:place]) if tier in before.actions and before.fits_all_of(rule))
             if (hiding := next(earlier, None)) is not None:
-                why = f"never said: rules.{hiding} names a {tier} and fits all that this rule fits; put it after this one"
+                why = f"never said: rules.{hiding} names the tier and fits all that this rule fits; put it after this one"
                 yield Remark(f"rules.{place}.{tier}", action.strategy, why)
 
 

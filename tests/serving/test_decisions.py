@@ -50,6 +50,7 @@ PARAMS = {"learning_rate": 0.1, "num_leaves": 15, "min_data_in_leaf": 20, "featu
 NOW = datetime(2026, 1, 1, 9, tzinfo=UTC).timestamp()
 """Some hours after the latest snapshot of the simulated shop."""
 FREELY = TEXT.replace("min_gap_days = 3.0", "min_gap_days = 0.0").replace("ladder_days = 90.0", "ladder_days = 1e-9")
+FREELY = FREELY.replace("climb_after_days = 7.0", "climb_after_days = 1e-9")
 FREELY = FREELY.replace("after_concierge = true", "after_concierge = false").replace("per_day = 1000.0", "per_day = 500.0")
 """The shipped policy, but a customer may be contacted again at once: only caps, capacity and budget are left to hold."""
 
