@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from serving.policy import Action, Cap, Policy
 
 MOST_MONEY, MOST_HOURS = 9_000_000_000, 1_000_000
-"""Whole millionths of it stay exact as binary numbers."""
+"""In whole millionths these, and sums within a day's limit, are exact as binary numbers too."""
 MOST_CONTACTS, MOST_YEARS = 1_000_000, 1_000
 PURPOSE = r"^[a-z][a-z_]{0,31}$"
 """Purposes of consents, as the policy, the API and so the tables of consents spell them."""

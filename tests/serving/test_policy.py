@@ -132,6 +132,32 @@ def test_resources_name_what_a_day_has_and_what_each_tier_uses() -> None:
     assert (free.resources, free.use_KT.shape, free.limits_K.shape) == ((), (0, 4), (0,))
 
 
+def test_amounts_are_exact_in_whole_millionths_where_binary_numbers_are_not() -> None:
+    big = shipped_with(budget={"per_day": 4_000_000_000.000001}, costs={"nudge": 0.1, "offer": 0.29, "concierge": 1.000001})
+    assert (read().units_KT.tolist(), read().limits_units_K.tolist()) == (
+        [[0, 50_000, 4_000_000, 20_000_000], [0, 0, 0, 250_000]],
+        [10**9, 8 * 10**6],
+    )
+    assert big.units_KT[0].tolist() == [0, 100_000, 290_000, 1_000_001]
+    assert big.limits_units_K[0] == 4_000_000_000_000_001
+    assert big.limits_units_K.dtype == big.units_KT.dtype == "int64"
+    free = shipped_with(budget=None, capacity={})
+    assert (free.units_KT.shape, free.limits_units_K.shape) == ((0, 4), (0,))
+
+
+def test_what_a_failed_contact_gives_back_may_be_left_out_as_older_files_do() -> None:
+    older = shipped_with(failed=None)
+    assert (older.failed.cost, older.failed.hours) == ("returned", "spent")
+    assert older.digest == read().digest
+    assert shipped_with(failed={"cost": "spent"}).digest != read().digest
+    assert shipped_with(failed={"cost": "spent"}).failed.hours == "spent"
+
+
+def test_a_policy_of_the_log_is_read_though_its_file_would_be_refused_today() -> None:
+    kept = shipped_with(consent={"purpose": "E-mail", "unknown": "deny", "untracked": "deny"}).model_dump(mode="json", by_alias=True)
+    assert Policy.model_validate(kept, strict=False).consent.purpose == "E-mail"
+
+
 def test_quiet_hours_have_no_zone_of_their_own() -> None:
     assert "quiet_hours.start" in refused('start = "21:00"', 'start = "21:00+02:00"')
 

@@ -8,7 +8,7 @@ import pytest
 
 from features.domain import TOUCHPOINTS
 from serving import decide, decisions, policy
-from serving.decide import SEGMENTS, Options, Situation
+from serving.decide import SEGMENTS, Situation
 from serving.online import DAY_SECONDS, PastContact, Standing
 from serving.policy import CHANNELS, TIERS, Policy
 from tests.serving.test_policy_files import File, cap, told
@@ -211,7 +211,7 @@ def test_the_shipped_file_is_beyond_doubt() -> None:
 
 
 def made_up(rules: Policy) -> Situation:
-    """Customers of every kind, with contacts of the last weeks, under a policy."""
+    """Customers of every kind, with one to five contacts of the last months, under a policy."""
     rng = np.random.default_rng(14)
     known = [Standing({}, contacts(rng)) for _ in range(N)]
     segment = rng.integers(0, len(SEGMENTS), N)
@@ -221,29 +221,43 @@ def made_up(rules: Policy) -> Situation:
 
 
 def contacts(rng: np.random.Generator) -> list[PastContact]:
-    days_ago = sorted(rng.random(rng.integers(1, 6)) * 40, reverse=True)
+    days_ago = sorted(rng.random(rng.integers(1, 6)) ** 2 * 150, reverse=True)
     return [
         PastContact(NOW - days * DAY_SECONDS, int(rng.integers(1, 4)), str(rng.choice(CHANNELS)), bool(rng.random() < 0.7))
         for days in days_ago
     ]
 
 
-def decided(rules: Policy) -> tuple[Any, Options]:
-    """Tiers with half of a day gone, but never more left than 10 of each resource."""
+def decided(rules: Policy, most: int) -> set[str]:
+    """Tiers and channels of the contacts that are made with at most so much left of each of a day's resources."""
     s = made_up(rules)
-    left_K = np.minimum(rules.limits_units_K // 2, 10 * policy.UNITS)
+    left_K = np.minimum(rules.limits_units_K, most * policy.UNITS)
     tiers, found = decisions.afford(rules, decide.options(rules, s), np.zeros(len(rules.resources)), left_K)
     assert (rules.units_KT[:, tiers].sum(axis=1) <= left_K).all()
-    return tiers, found
-
-
-@pytest.mark.parametrize("doubtful", DOUBTFUL, ids=str)
-def test_a_doubtful_policy_decides_within_what_is_left_and_never_what_it_warns_of(doubtful: File) -> None:
-    tiers, found = decided(policy.parse(doubtful.text, "x"))
     rows = np.flatnonzero(tiers)
-    made = {TIERS[tier] for tier in tiers[rows]} | {CHANNELS[channel] for channel in found.channel_NT[rows, tiers[rows]]}
+    return {TIERS[tier] for tier in tiers[rows]} | {CHANNELS[channel] for channel in found.channel_NT[rows, tiers[rows]]}
+
+
+@pytest.mark.parametrize("most", [0, 5, 1_000_000])
+@pytest.mark.parametrize("doubtful", DOUBTFUL, ids=str)
+def test_a_doubtful_policy_decides_within_what_is_left_and_never_what_it_warns_of(doubtful: File, most: int) -> None:
+    made = decided(policy.parse(doubtful.text, "x"), most)
     assert doubtful.never not in made
-    assert (made == set()) == (doubtful.never == "any")
+    if most:
+        assert (made == set()) == (doubtful.never == "any")
+
+
+def test_the_shipped_policy_makes_all_that_the_doubtful_ones_never_make() -> None:
+    assert decided(policy.read(), 1_000_000) >= {one.never for one in DOUBTFUL if one.never not in (None, "any")}
+
+
+@pytest.mark.parametrize("doubtful", [one for one in DOUBTFUL if one.key.startswith("effects")], ids=str)
+def test_the_gain_of_a_tier_that_is_said_never_to_pay_is_never_the_highest(doubtful: File) -> None:
+    rules = policy.parse(doubtful.text, "x")
+    s, (_, segment, tier) = made_up(rules), doubtful.key.split(".")
+    gains_NT = decide.gains(rules, s.p, s.value, s.segment)[s.segment == [one.value for one in SEGMENTS].index(segment)]
+    others_NT = np.delete(gains_NT, TIERS.index(tier), axis=1)
+    assert (gains_NT[:, TIERS.index(tier)] <= others_NT.max(axis=1)).all()
 
 
 @pytest.mark.parametrize("doubtful", [one for one in DOUBTFUL if "never binds" in str(policy.doubts(policy.parse(one.text, "x")))], ids=str)
