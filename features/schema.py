@@ -170,6 +170,7 @@ _CONTACTS = Source(
         Column("tier", EXACT, "strength: 1 nudge, 2 offer, 3 concierge", False, low=0, high=3),
         Column("strategy", TEXT, "what it said", False),
         _amount("cost", "what it cost", False, "0"),
+        Column("decision_id", TEXT, "the decision of Holdfast that asked for it, so that it counts once", False),
     ),
     key=("contact_id",),
     event_time="sent_at",

@@ -82,6 +82,8 @@ COPIED = 0.003
 KEY_LETTERS = {"orders": "O", "order_lines": "L", "events": "E", "contacts": "K", "coupons": "G", "tickets": "T"}
 KEY_LETTERS |= {"reviews": "W", "deliveries": "V"}
 PROMISES = ("due_at", "expires_at")
+NOT_BROUGHT = ("decision_id",)
+"""Nobody decided about these customers."""
 """Times that may lie ahead of the end."""
 
 
@@ -213,7 +215,7 @@ high_value_per_year = {HIGH_VALUE_PER_YEAR}
 """
     tables = (
         f'\n[tables.{name}]\npath = "{name}/*.parquet"\n[tables.{name}.columns]\n'
-        + "".join(f'{column.name} = "{column.name}"\n' for column in source.columns)
+        + "".join(f'{column.name} = "{column.name}"\n' for column in source.columns if column.name not in NOT_BROUGHT)
         for name, source in SOURCES.items()
     )
     return head + "".join(tables)
@@ -265,7 +267,7 @@ def _finished(w: "World", name: str, columns: Table) -> Table:
         rows = np.arange(columns[source.key[0]].numbers.size)
         rows = np.concatenate([rows, w.rng.choice(rows, w.rng.binomial(rows.size, COPIED))])
         columns = {column: values[rows] for column, values in columns.items()}
-    return {column.name: columns[column.name] for column in source.columns}
+    return {column.name: columns[column.name] for column in source.columns if column.name not in NOT_BROUGHT}
 
 
 def _write_chunk(parts: dict[str, Path], plan: Plan, number: int) -> None:

@@ -7,14 +7,15 @@ This is the multiple-choice knapsack, here with a special shape: what a tier use
 3. Exactness. A tier whose loss at the prices exceeds the gap cannot be in a better answer [Kellerer, Pferschy, Pisinger 2004, ch. 11].
    What remains goes to HiGHS. Once the number of customers of each tier is given, the rest is a transportation problem, whose
    corners are whole numbers: only those t numbers need branching, however many customers remain.
-Limits are kept to the last bit: give money in whole cents where 3 x 0.05 > 0.15 would matter.
+Uses and limits are whole numbers (cents, or the millionths of the ledger), so that no rounding makes the last contact too dear: each
+resource is counted in the greatest unit that all its uses are multiples of.
 """
 
 import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,16 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Limits = Ints | Floats
+"""Whole numbers; among floats inf stands for no limit."""
 
+Whole = TypeVar("Whole", Ints, Floats)
+
+NO_LIMIT = 1 << 62  # above what any number of customers can use, with room to add
+EXACT = 2.0**53  # whole numbers up to here are exact as floats
 SAMPLES = (1_000, 40_000)  # customers of the first linear program and of the step between it and all
 CHUNK = 16_384  # customers evaluated at once, so that they stay in the processor's cache
+WIDENED = 100  # times that a box is made wider, four times each: far beyond any price
 CUTS = 150  # cutting planes in one box
 CORES = (1_000, 20_000)  # groups of equal customers given to HiGHS in each turn; a better answer leaves fewer in doubt
 NODES = 1_000_000  # of branch and bound, times the moves of each: a limit in work, not in time, so that the answer repeats
@@ -36,13 +44,13 @@ INFEASIBLE, NOTHING = 2, 1e-7  # HiGHS' status, by SciPy; a difference in cost b
 class Allocation:
     """Who gets what, and how far from the best it can be.
 
-    tiers (n,); prices (k,) in gain per unit of each resource, for ``choose``; used (k,), at most the limits;
+    tiers (n,); prices (k,) in gain per unit of each resource, for ``choose``; used (k,) in whole units, at most the limits;
     value, the sum of the gains chosen; bound, which no allocation within the limits exceeds.
     """
 
     tiers: Ints
     prices: Floats
-    used: Floats
+    used: Ints
     value: float
     bound: float
 
@@ -52,41 +60,57 @@ class Allocation:
         return (self.bound - self.value) / max(self.bound, float(np.finfo(float).tiny))
 
 
-def choose(gains_NT: Floats, use_KT: Floats, prices_K: Floats) -> Ints:
+def choose(gains_NT: Floats, use_KT: Floats | Ints, prices_K: Floats) -> Ints:
     """The tier (n,) with the greatest gain - prices @ use of each customer; ties go to the lowest tier."""
     return (gains_NT - prices_K @ use_KT).argmax(axis=1)
 
 
-def allocate(gains_NT: Floats, use_KT: Floats, limits_K: Floats) -> Allocation:
+def allocate(gains_NT: Floats, use_KT: Ints, limits_K: Limits) -> Allocation:
     """The best tiers within the limits: used = use_KT @ (customers of each tier) <= limits_K, without tolerance.
 
     gains_NT (n, t), -inf where a customer must not get the tier, column 0 is no contact and 0; use_KT (k, t) >= 0 of each resource
-    by one customer of the tier, column 0 is 0; limits_K (k,) >= 0 in the same units, inf for no limit.
+    by one customer of the tier, in whole units, column 0 is 0; limits_K (k,) >= 0 in the same units, inf for no limit.
     Proven best (gap 0) when few customers are in doubt, else within the gap told. The same input gives the same answer.
-    Raises ValueError for NaN, a negative use or limit, a gain of +inf, a column 0 that is not 0, or shapes that do not fit.
+    Raises ValueError for NaN, a negative or broken use or limit, a gain of +inf, a column 0 that is not 0, or shapes that do not fit.
     """
-    gains_NT, use_KT, limits_K = (np.asarray(a, dtype=np.float64) for a in (gains_NT, use_KT, limits_K))
+    gains_NT, use_KT = np.asarray(gains_NT, dtype=np.float64), np.asarray(use_KT)
     _check(gains_NT, use_KT, limits_K)
-    live_K = np.isfinite(limits_K) & (limits_K > 0) & (use_KT > 0).any(axis=1)
-    barred_T = (use_KT[limits_K == 0] > 0).any(axis=0)
-    prices_K = _barring_prices(gains_NT, use_KT, limits_K)
+    use_KT = use_KT.astype(np.int64)
+    unit_K = np.maximum(np.gcd.reduce(use_KT, axis=1), 1)
+    counted_KT, counted_K = (use_KT // unit_K[:, None]).astype(np.float64), whole(limits_K) // unit_K
+    live_K = (counted_K > 0) & (counted_K < len(gains_NT) * counted_KT.max(axis=1))  # all together could use more than that
+    prices_K = _barring_prices(gains_NT, use_KT, counted_K)
     gains_TN = np.ascontiguousarray(gains_NT.T)
-    gains_TN[barred_T] = -np.inf
-    problem = _Problem(gains_TN, use_KT[live_K], limits_K[live_K])
-    prices_K[live_K] = _prices(problem)
-    answer = _polish(_feasible(problem, prices_K[live_K]))
-    return Allocation(answer.tiers, prices_K, _used(use_KT, answer.tiers), answer.value, answer.bound)
+    gains_TN[(use_KT[counted_K == 0] > 0).any(axis=0)] = -np.inf
+    problem = _Problem(gains_TN, counted_KT[live_K], counted_K[live_K].astype(np.float64))
+    priced_K = _prices(problem)
+    prices_K[live_K] = priced_K / unit_K[live_K]
+    answer = _polish(_feasible(problem, priced_K))
+    return Allocation(answer.tiers, prices_K, used(use_KT, answer.tiers), answer.value, answer.bound)
 
 
-def _check(gains_NT: Floats, use_KT: Floats, limits_K: Floats) -> None:
+def whole(limits_K: Limits) -> Ints:
+    """Limits as whole numbers; no limit, or one beyond all use, is a number that nothing reaches."""
+    return np.where(limits_K < NO_LIMIT, limits_K, NO_LIMIT).astype(np.int64)
+
+
+def used(use_KT: Whole, tiers: Ints) -> Whole:
+    """What customers of these tiers use together of each resource (k,); exact for whole numbers, also as floats below ``EXACT``."""
+    return use_KT @ np.bincount(tiers, minlength=use_KT.shape[1])
+
+
+def _check(gains_NT: Floats, use_KT: Ints, limits_K: Limits) -> None:
     if gains_NT.ndim != 2 or use_KT.ndim != 2 or use_KT.shape != (len(limits_K), gains_NT.shape[1]) or not gains_NT.shape[1]:
         raise ValueError(
             f"gains {gains_NT.shape}, use {use_KT.shape}, limits {limits_K.shape} do not fit: give (n, t), (k, t), (k,), t >= 1"
         )
+    finite_K, finite_KT = limits_K[np.isfinite(limits_K)], use_KT[np.isfinite(use_KT)]
     rules = {
         "gains must be numbers below +inf (-inf forbids a tier)": (gains_NT < np.inf).all(),
         "use must be finite and >= 0": ((use_KT >= 0) & (use_KT < np.inf)).all(),
         "limits must be >= 0 (inf for no limit)": (limits_K >= 0).all(),
+        "use and limits must be whole numbers": (finite_KT % 1 == 0).all() and (finite_K % 1 == 0).all(),
+        f"use of all customers together must stay below {EXACT:.0f}": not (len(gains_NT) * use_KT.astype(np.float64) >= EXACT).any(),
         "tier 0 must gain 0 and use 0: it is no contact": not gains_NT[:, 0].any() and not use_KT[:, 0].any(),
     }
     for rule, holds in rules.items():
@@ -94,7 +118,7 @@ def _check(gains_NT: Floats, use_KT: Floats, limits_K: Floats) -> None:
             raise ValueError(rule)
 
 
-def _barring_prices(gains_NT: Floats, use_KT: Floats, limits_K: Floats) -> Floats:
+def _barring_prices(gains_NT: Floats, use_KT: Ints, limits_K: Ints) -> Floats:
     """Prices (k,) at which nobody takes a resource whose limit is 0; 0 for the others."""
     most_T = np.maximum(gains_NT.max(axis=0, initial=0.0), 0.0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -105,7 +129,10 @@ def _barring_prices(gains_NT: Floats, use_KT: Floats, limits_K: Floats) -> Float
 
 @dataclass(frozen=True)
 class _Problem:
-    """Gains (t, n), use (k, t) and positive finite limits (k,); ``base`` is the gain of customers already decided."""
+    """Gains (t, n), use (k, t) and positive finite limits (k,); ``base`` is the gain of customers already decided.
+
+    Use and limits are whole numbers small enough to be exact as floats, and so is every sum of them.
+    """
 
     gains_TN: Floats
     use_KT: Floats
@@ -197,13 +224,14 @@ def _relaxed_prices(problem: _Problem) -> Floats:
 
 def _near(problem: _Problem, prices_K: Floats, reach_K: Floats) -> Floats:
     """Prices (k,) that minimise the dual, sought within ``reach_K`` of those given, and further while they end at the border."""
-    while True:
+    for _ in range(WIDENED):
         low_K, high_K = np.maximum(prices_K - reach_K, 0.0), prices_K + reach_K
         prices_K = _descend(problem.inside(low_K, high_K), low_K, high_K, prices_K)
         stuck_K = (prices_K >= high_K) | ((prices_K <= low_K) & (low_K > 0))
         if not stuck_K.any():
-            return prices_K
+            break
         reach_K = np.where(stuck_K, 4 * reach_K, reach_K)
+    return prices_K
 
 
 def _descend(problem: _Problem, low_K: Floats, high_K: Floats, best_K: Floats) -> Floats:
@@ -270,11 +298,6 @@ def _value(problem: _Problem, tiers: Ints) -> float:
     return float(problem.gains_TN[tiers, np.arange(len(tiers))].sum())
 
 
-def _used(use_KT: Floats, tiers: Ints) -> Floats:
-    """Use (k,) from the numbers of customers, so that adding it up over a million of them rounds nothing away."""
-    return (use_KT * np.bincount(tiers, minlength=use_KT.shape[1])).sum(axis=1)
-
-
 def _feasible(problem: _Problem, prices_K: Floats) -> _Answer:
     """The choice at the prices, mended. What mending leaves over is used by the exact part: filling here gained nothing."""
     cost_T = prices_K @ problem.use_KT
@@ -291,7 +314,9 @@ def _feasible(problem: _Problem, prices_K: Floats) -> _Answer:
 def _release(problem: _Problem, losses_TN: Floats, tiers: Ints, resource: int) -> Ints:
     """Tiers (n,) that keep the resource's limit: moves that lose least per unit, to tiers that use no more of anything."""
     use_KT, limit, tiers = problem.use_KT, problem.limits_K[resource], tiers.copy()
-    while (over := _used(use_KT, tiers)[resource] - limit) > 0:
+    for _ in range(use_KT.size * len(tiers)):  # each turn moves somebody to a tier that uses less
+        if (over := used(use_KT, tiers)[resource] - limit) <= 0:
+            break
         saved_TT = use_KT[resource][:, None] - use_KT[resource]  # from, to
         allowed_TT = (use_KT[:, :, None] >= use_KT[:, None, :]).all(axis=0) & (saved_TT > 0)
         who = np.flatnonzero(allowed_TT[:, 0][tiers])
@@ -378,7 +403,7 @@ def _settle(answer: _Answer, core: _Core) -> _Answer:
         tiers, least = _solve(answer, core, short_K)
         if core.whole and not short_K.any():
             bound = answer.dual - least
-        over_K = _used(problem.use_KT, tiers) > problem.limits_K
+        over_K = used(problem.use_KT, tiers) > problem.limits_K
         if not over_K.any():
             return answer.or_better(tiers, bound)
         short_K = np.where(over_K, 4e-6 * problem.use_KT.max(axis=1), short_K)
@@ -469,7 +494,7 @@ def _program(answer: _Answer, core: _Core, short_K: Floats, to_C: Ints, group_C:
     of_tier = _ones(to_C, np.arange(moves), (t, moves)) - _ones(chosen_G[group_C], np.arange(moves), (t, moves))
     use = sparse.coo_array(use_KT / unit_K[:, None])
     rows = sparse.block_array([[of_group, None, None], [of_tier, -sparse.eye_array(t), None], [None, use, sparse.eye_array(k)]])
-    fixed = np.concatenate([np.zeros(t), (answer.problem.limits_K - _used(use_KT, start) - short_K) / unit_K])
+    fixed = np.concatenate([np.zeros(t), (answer.problem.limits_K - used(use_KT, start) - short_K) / unit_K])
     scale, price_K = 1e3 / core.reach, answer.prices_K * unit_K
     with np.errstate(divide="ignore"):
         most_K = np.where(price_K > 0, core.reach / price_K, np.inf)  # leaving more than this loses more than the gap

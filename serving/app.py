@@ -5,11 +5,13 @@ import contextlib
 import ctypes
 import gc
 import logging
+import os
 import signal
 import subprocess
 import sys
 import time
 import traceback
+from _thread import start_new_thread
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,26 +28,30 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from serving import bodies, erase, metrics, openapi, paths, schemas
+from serving import bodies, erase, idempotency, metrics, openapi, paths, schemas
 from serving.answers import Refusal, invalid, json_response, problem
 from serving.audit import Audit
 from serving.champions import Champions, trial
 from serving.desk import Desk
 from serving.guard import LIST_BYTES, SINGLE_BYTES
+from serving.ledger import Breach
 from serving.online import UNITS, OnlineStore, StoreBusy
 from serving.score import warm_file
 from serving.work import Every, Gate
+from serving.writer import TooSlow
 
 SMALL_BYTES, TRIMMED_BYTES = 64 * 1024, 256 * 1024
 AT_ONCE, MOST_WAITING = 8, 160
 """Small requests at work together (most in turn, in the event loop; raw histories in a thread), and those that may wait."""
 LARGE_AT_ONCE, LARGE_WAITING = 2, 32
-POLL_SECONDS, DUE_SECONDS, GAUGE_SECONDS, FOLLOWER_SECONDS, ADOPT_SECONDS = 0.25, 0.2, 5.0, 5.0, 1.0
+POLL_SECONDS, DUE_SECONDS, GAUGE_SECONDS, FOLLOWER_SECONDS, ADOPT_SECONDS, FORGET_SECONDS = 0.25, 0.2, 5.0, 5.0, 1.0, 60.0
 ERASERS_SECONDS, RETRY_SECONDS = 2.0, 60.0
 SWITCH_SECONDS = 0.001
 """A thread at work gives way after so long: an opt-out goes through three, each of which would wait for those that read events."""
 DRAIN_SECONDS = 1.5
 """From SIGTERM on readiness is down while requests are still taken, so that a balancer can turn away first."""
+GRACE_SECONDS = 10.0
+"""Then the process ends, whatever its threads are at, once so long nothing was answered of what is at work; nothing new comes any more."""
 LARGE_READ = 8
 FEED_MOST = 1000
 Model = TypeVar("Model", bound=BaseModel)
@@ -79,6 +85,7 @@ class Api:
         self.draining = self.ready = False
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self._erasing_at, self._more = float("-inf"), False
+        self._kept_policy, self._answered_at = "", 0.0
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -87,9 +94,6 @@ class Api:
         self.desk = Desk(self.champions, self._store())
         self.small, self.large = Gate(AT_ONCE, MOST_WAITING), Gate(LARGE_AT_ONCE, LARGE_WAITING)
         self.reading, self.first = Gate(LARGE_READ, LARGE_WAITING), Gate(AT_ONCE, MOST_WAITING)
-        self.desk.store.set_meta(
-            f"policy:{self.champions.current.policy.digest}", self.champions.current.policy.model_dump(mode="json", by_alias=True)
-        )
         self._gauges()
         self._finish_erasures()
         self._warm_up()
@@ -98,6 +102,7 @@ class Api:
             (DUE_SECONDS, self.desk.decide_due),
             (GAUGE_SECONDS, self._gauges),
             (ADOPT_SECONDS, self._adopt),
+            (FORGET_SECONDS, self.desk.forget_answers),
         ]
         rounds += [(FOLLOWER_SECONDS, self._keep_follower)] if self.setup.follow else []
         tasks = [asyncio.create_task(Every(seconds, work, _told).run()) for seconds, work in rounds]
@@ -119,23 +124,45 @@ class Api:
                     child.kill()
 
     def _on_signal(self) -> None:
-        """Readiness goes down at SIGTERM, and some moments later the server's own handler shuts down."""
+        """Readiness goes down at SIGTERM, some moments later the server's own handler shuts down, and then the process ends for sure."""
         with contextlib.suppress(ValueError):  # not in the main thread: a test's server
             before, loop = signal.getsignal(signal.SIGTERM), asyncio.get_running_loop()
 
             def drain(number: int, frame: Any) -> None:
                 if not self.draining and callable(before):
                     self.draining = True
+                    start_new_thread(self._end, ())  # no `Thread`: its locks may be taken where the signal came
                     loop.call_soon_threadsafe(loop.call_later, DRAIN_SECONDS, before, number, None)
 
             signal.signal(signal.SIGTERM, drain)
 
+    def _end(self) -> None:
+        """End this process, though threads of it are at work that never ends; what was answered is on the disk."""
+        self._answered_at = time.monotonic() + DRAIN_SECONDS
+        while (left := self._answered_at + GRACE_SECONDS - time.monotonic()) > 0:
+            time.sleep(left)
+        os._exit(1)
+
+    def timed(self, endpoint: Endpoint) -> Endpoint:
+        """An endpoint of which is known when it has answered last."""
+
+        async def answering(request: Request) -> Response:
+            try:
+                return await endpoint(request)
+            finally:
+                self._answered_at = max(self._answered_at, time.monotonic())
+
+        return answering
+
     async def _follow(self) -> None:
         if self.champions.changed():
             await asyncio.to_thread(self.champions.switch)
-            policy = self.champions.current.policy
-            self.desk.store.set_meta(f"policy:{policy.digest}", policy.model_dump(mode="json", by_alias=True))
             self._gauges()
+        policy = self.champions.current.policy
+        if policy.digest != self._kept_policy:  # by the writer: to wait for another's lock here would stop the event loop
+            told = policy.model_dump(mode="json", by_alias=True)
+            await self.desk.write(lambda: self.desk.store.set_meta(f"policy:{policy.digest}", told))
+            self._kept_policy = policy.digest
 
     def _warm_up(self) -> None:
         """Have the latest table's reasons computed beside the service, unless they are there."""
@@ -170,7 +197,7 @@ class Api:
         if engine.lookup is not None and len(engine.lookup.scored):
             age = decider.clock() - engine.lookup.scored.snapshot[0].replace(tzinfo=engine.zone).timestamp()
             metrics.feature_age.set(age)
-        spent = self.desk.store.spent(decider.day(engine.zone, decider.clock()))
+        spent = self.desk.store.spent(decider.moment(engine).today.isoformat())
         for name, limit in zip(engine.policy.resources, engine.policy.limits_K.tolist(), strict=True):
             metrics.used.labels(name).set(spent.get(name, 0) / UNITS)
             metrics.limit.labels(name).set(limit)
@@ -224,9 +251,13 @@ class Api:
 
     async def decide(self, request: Request) -> Response:
         """``POST /v1/decisions``."""
+        key = idempotency.told(request.headers.getlist(idempotency.HEADER))
         async with self._asked(request, schemas.DecisionRequest) as (asked, size):
             _single(asked.customers, size)
-            found = json_response(await self.desk.decide(asked))
+            caller = request.scope.get("holdfast.key", "anybody")
+            once = await self.desk.once(caller, key, asked) if key is not None else None
+            answer = await self.desk.decide(asked, once)
+            found = json_response(answer, headers={idempotency.REPLAYED: "true"} if once and once.replayed else None)
             self._audited(request, "decide", 200, len(asked.customers))
             return found
 
@@ -324,8 +355,9 @@ class Api:
     def _finish_erasures(self) -> None:
         """What was asked for and not done before a kill."""
         if found := erase.asked(self.setup.home):
-            for pseudonym in (one for pseudonyms in found.values() for one in pseudonyms):
-                self.desk.store.erase(pseudonym)
+            with contextlib.suppress(StoreBusy):  # then the eraser does this too
+                for pseudonym in (one for pseudonyms in found.values() for one in pseudonyms):
+                    self.desk.store.erase(pseudonym)
             self._erase_files()
 
     async def model(self, request: Request) -> Response:
@@ -364,7 +396,9 @@ class Api:
         return Response(metrics.page(), media_type=metrics.TYPE)
 
     async def alive(self, request: Request) -> Response:
-        """``GET /livez`` and ``/healthz``."""
+        """``GET /livez`` and ``/healthz``: not for a process that has to be started anew, because it writes nothing any more."""
+        if self.ready and self.desk.write.stuck:
+            raise Refusal(503, "Stuck", "the writer is stuck: this process has to be started anew")
         return PlainTextResponse("ok\n")
 
     async def readiness(self, request: Request) -> Response:
@@ -376,7 +410,7 @@ class Api:
                 "the service is shutting down" if self.draining else "the service is starting",
                 headers={"Retry-After": "1"},
             )
-        return PlainTextResponse("ok\n")
+        return await self.alive(request)
 
     async def index(self, request: Request) -> Response:
         """``GET /``: where to look, relative to here: there may be a path prefix."""
@@ -417,9 +451,16 @@ def create(setup: Setup, store: Callable[[], OnlineStore]) -> Starlette:
     ]
     by_path: dict[str, dict[str, Endpoint]] = {}
     for method, path, endpoint in places:
-        by_path.setdefault(path, {})[method] = endpoint
+        by_path.setdefault(path, {})[method] = api.timed(endpoint)
     routes = [Route(path, _by_method(found), methods=list(found)) for path, found in by_path.items()]
-    handlers: Any = {Refusal: _refused, StoreBusy: _busy, HTTPException: _http_problem, Exception: _unexpected}
+    handlers: Any = {
+        Refusal: _refused,
+        StoreBusy: _busy,
+        TooSlow: _too_slow,
+        Breach: _breach,
+        HTTPException: _http_problem,
+        Exception: _unexpected,
+    }
     made = Starlette(routes=routes, lifespan=api.lifespan, exception_handlers=handlers, middleware=[Middleware(paths.AsSent)])
     made.state.full = lambda: api.ready and api.small.full
     return made
@@ -477,6 +518,18 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _busy(request: Request, error: Exception) -> Response:
     return problem(503, "Busy", "the online store is being written to by a batch", headers={"Retry-After": "2"})
+
+
+async def _too_slow(request: Request, error: Exception) -> Response:
+    detail = "the decision took longer than its limit and was cancelled; nothing was decided"
+    return problem(503, "Too slow", detail, headers={"Retry-After": "1"})
+
+
+async def _breach(request: Request, error: Exception) -> Response:
+    """A decision of ours that must not be: undone, told and counted."""
+    metrics.breaches.inc()
+    log.error("%s", error)
+    return problem(500, "Decision refused", str(error))
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:

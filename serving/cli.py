@@ -117,7 +117,9 @@ def decide(
     ] = None,
     strategy: Annotated[str, typer.Option(help="no_contact, top_risk, expected_gain, budgeted or randomised")] = "budgeted",
     share: Annotated[float, typer.Option(min=0, max=1, help="of randomised: customers whose tier is drawn")] = 0.1,
-    seed: Annotated[int, typer.Option(help="of randomised")] = 1,
+    experiment: Annotated[
+        str | None, typer.Option(help="of randomised: its name; the same draws the same customers again, another independently")
+    ] = None,
     prices_only: Annotated[bool, typer.Option(help="reserve nothing: the service spends the day's budget at the prices found")] = False,
     policy: PolicyOption = None,
 ) -> None:
@@ -132,7 +134,7 @@ def decide(
     settings, mapped = Settings(), dataset_of(dataset)
     if occasion is not None and occasion not in [one.value for one in Occasion]:
         raise InputError(f"--occasion {occasion}", "is no occasion", f"choose among {', '.join(Occasion)}")
-    chosen, folder, table = _strategy(strategy, share, seed), settings.home / "serving" / "batch", _newest(settings, mapped)
+    chosen, folder, table = _strategy(strategy, share, experiment), settings.home / "serving" / "batch", _newest(settings, mapped)
     with locked(settings.home):
         packaging.fetch(settings, mapped.model_name, "champion", folder, policy)
         store = _online(settings, mapped)
@@ -148,12 +150,17 @@ def decide(
     progress(f"wrote {day.customers:,} decisions to {out}")
 
 
-def _strategy(name: str, share: float, seed: int) -> Any:
+def _strategy(name: str, share: float, experiment: str | None) -> Any:
     from serving.strategies import STRATEGIES, Randomised
 
     if name not in STRATEGIES:
         raise InputError(f"--strategy {name}", "is no strategy", f"choose among {', '.join(STRATEGIES)}")
-    return Randomised(share, seed) if name == Randomised.name else STRATEGIES[name]()
+    if name != Randomised.name:
+        return STRATEGIES[name]()
+    if not experiment:
+        fix = "give it one: the same name draws the same customers again, another name draws independently"
+        raise InputError("--strategy randomised", "needs the name of the experiment (--experiment NAME)", fix)
+    return Randomised(share, experiment)
 
 
 def _tell(day: Any, currency: str, prices_only: bool) -> None:
@@ -163,10 +170,11 @@ def _tell(day: Any, currency: str, prices_only: bool) -> None:
     contacts = ", ".join(f"{count:,} {tier}" for tier, count in day.contacts.items())
     progress(f"{'planned' if prices_only else 'reserved'}: {contacts}; cost {day.cost:,.2f} {currency}")
     progress(f"expected gain {day.expected_gain:,.2f} {currency}, at most {day.bound:,.2f} possible (gap {day.gap:.1e})")
-    progress(f"the service, at these prices, decides alike for {day.agreement:.2%} of customers")
+    progress(f"the service, at these prices, decides alike for {day.agreement:.2%} of customers; ties follow the plan")
     for name, price in day.prices.items():
-        unit = f"1,000 {currency} more" if name == "budget" else f"an hour of {name} more"
-        amount = price * (1000 if name == "budget" else 1)
+        money = name.split()[0] == "budget"
+        unit = f"1,000 {currency} more" if money else f"an hour of {name} more"
+        amount = price * (1000 if money else 1)
         progress(f"{name}: {day.used[name]:,.2f} of {day.limits[name]:,.2f} used; {unit} would gain {amount:,.2f} {currency}")
     shown = Table("what kept customers from the tier of the highest gain", f"gain given up ({currency})", title_justify="left")
     for name, amount in sorted(day.given_up.items(), key=lambda item: -item[1]):
@@ -263,7 +271,7 @@ def simulate_policy(
     budget: Annotated[
         list[float] | None, typer.Option(min=0, help="budgets of a day, repeated; default: a grid up to where none binds")
     ] = None,
-    seed: Annotated[int, typer.Option(help="of the randomised strategy and the intervals")] = 1,
+    seed: Annotated[int, typer.Option(help="of the experiment that randomised draws, and of the intervals")] = 1,
     policy: PolicyOption = None,
 ) -> None:
     """Set the strategies against each other over a range of budgets, on customers of the test snapshot: value, cost, return on spend."""

@@ -6,10 +6,11 @@ clients only send and sleep.
 **Retries**, with exponential back-off and jitter, and never before the moment that Retry-After names:
 
 - any call, where the service did no work: no connection came about, or the service itself refused with 429 or 503;
-- only calls that may be made twice (all but `decide` and `erase`), where it may have worked: time-outs, lost connections, other answers
-  from 500 on, and a 503 or 429 of somebody between, who may have passed the request on.
+- only calls that may be made twice (all but `erase`), where it may have worked: time-outs, lost connections, other answers from 500 on,
+  and a 503 or 429 of somebody between, who may have passed the request on.
 
-A decision counts: it reserves money and a contact. So `decide` is not repeated after a lost answer; `decisions` tells if it was made.
+A decision counts: it reserves money and a contact. So each request of `decide` has an `Idempotency-Key` of its own, which its retries
+repeat: the service then gives the answer that was lost, and nothing is reserved twice. A call of `decide` made anew is a new decision.
 
 Nothing is logged, and no error holds a value of a request. Needs httpx; imports neither models nor databases.
 """
@@ -25,6 +26,7 @@ from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeAlias, TypeVar
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -38,6 +40,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0
 PART_BYTES = 15 * 1024 * 1024
 LIMITS = httpx.Limits(max_connections=100, keepalive_expiry=2.0)
 """An idle connection is given up before the service closes it (5 s): a request on a dying connection may be lost."""
+ONCE = "Idempotency-Key"
 UNSURE = "the service may have done the work all the same"
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -110,11 +113,11 @@ class _Calls:
     ) -> Steps[schemas.DecisionAnswer]:
         """Decide about contacts under consent, caps, capacities and budget; logged, and its cost reserved.
 
-        ``customers``: ids, or `schemas.DecisionCustomer` (or its dict) with a raw history. Raises ApiError; after a lost answer it is
-        not repeated, and ``partial`` tells what was decided before.
+        ``customers``: ids, or `schemas.DecisionCustomer` (or its dict) with a raw history. Raises ApiError, whose ``partial`` tells what
+        was decided before; of the request that failed, `decisions` tells if it was decided.
         """
         more = {"snapshot": snapshot, "occasion": occasion, "reasons": reasons, "model_version": model_version}
-        return self._listed("/v1/decisions", "customers", _customers(customers), schemas.DecisionAnswer, more, twice=False)
+        return self._listed("/v1/decisions", "customers", _customers(customers), schemas.DecisionAnswer, more, once=True)
 
     def events(self, events: Iterable[Row]) -> Steps[schemas.EventsAnswer]:
         """Tell what happened to customers: dicts of ``event_id``, ``customer_id``, ``table``, ``row``. An id told again counts once."""
@@ -167,9 +170,9 @@ class _Calls:
         return isinstance(got, httpx.Response) and got.status_code == 200
 
     def _listed(
-        self, path: str, name: str, rows: Iterable[Any], model: type[Answer], more: Mapping[str, Any] | None = None, twice: bool = True
+        self, path: str, name: str, rows: Iterable[Any], model: type[Answer], more: Mapping[str, Any] | None = None, once: bool = False
     ) -> Steps[Answer]:
-        """A list in as many requests as it needs; all by the model version that answered the first."""
+        """A list in as many requests as it needs, by the model version that answered the first; ``once``: each is known when repeated."""
         answers: list[Answer] = []
         options = {option: value for option, value in (more or {}).items() if value is not None}
         for part in _parts(rows):
@@ -178,20 +181,28 @@ class _Calls:
             rest = to_json(options)[1:]
             body = b'{"%s":[%s]%s' % (name.encode(), b",".join(part), rest if rest == b"}" else b"," + rest)
             try:
-                answers.append((yield from self._ask(model, "POST", path, body, twice)))
+                answers.append((yield from self._ask(model, "POST", path, body, headers={ONCE: f'"{uuid4()}"'} if once else {})))
             except ApiError as error:
                 error.partial = _merged(answers) if answers else None
                 raise
         return _merged(answers)
 
-    def _ask(self, model: type[Answer], method: str, path: str, body: bytes | None = None, twice: bool = True) -> Steps[Answer]:
+    def _ask(
+        self,
+        model: type[Answer],
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        twice: bool = True,
+        headers: Mapping[str, str] | None = None,
+    ) -> Steps[Answer]:
         """A good answer, after as many tries as are allowed and safe. Raises ApiError.
 
         ``twice``: whether making the call twice does no more than making it once.
         """
         end, tried = time.monotonic() + self.timeout.total, 0
         while True:
-            got = yield self._request(method, path, body, end)
+            got = yield self._request(method, path, body, end, headers)
             assert got is not None
             if isinstance(got, httpx.Response) and got.status_code == 200:
                 return _parsed(model, got.content)
@@ -201,10 +212,10 @@ class _Calls:
             yield wait
             tried += 1
 
-    def _request(self, method: str, path: str, body: bytes | None, end: float) -> httpx.Request:
+    def _request(self, method: str, path: str, body: bytes | None, end: float, more: Mapping[str, str] | None = None) -> httpx.Request:
         left = max(end - time.monotonic(), 0.001)
         seconds = {"connect": min(self.timeout.connect, left), **dict.fromkeys(("read", "write", "pool"), min(self.timeout.read, left))}
-        headers = self.headers | ({"Content-Type": "application/json"} if body is not None else {})
+        headers = self.headers | ({"Content-Type": "application/json"} if body is not None else {}) | dict(more or {})
         return httpx.Request(method, self.base + path, headers=headers, content=body, extensions={"timeout": seconds, "end": end})
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,16 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.domain import RISK_HIGH, RISK_MEDIUM, RiskBand
 from features.errors import InputError
 from features.files import replacing
-from serving import decide, occasions
+from serving import day_file, decide, ledger, occasions
 from serving.batch import everybody
-from serving.decide import NO_OCCASION, OCCASIONS, REASONS, SEGMENTS, Binding, Ints, Options, Situation
-from serving.decisions import PLAN, Decided, Decider, bodies, limits, remembered_days, runners_up, standings, units
-from serving.online import DAY_SECONDS, UNITS
-from serving.policy import CHANNELS, TIERS, Occasion
+from serving.decide import REASONS, Binding, Floats, Ints, Options, Situation
+from serving.decisions import PLAN, Decided, Decider, bodies, days_of, table_of
+from serving.online import UNITS
+from serving.policy import TIERS, Occasion, Policy, in_units
 from serving.score import Engine, Lookup, Scored
+from serving.standings import Moment, standings, unknown
 from serving.strategies import Budgeted, Chosen, Strategy
 
 CHUNK = 100_000
@@ -32,7 +32,10 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Day:
-    """What a day's decisions come to."""
+    """What a day's decisions come to.
+
+    ``used``, ``limits`` and ``prices`` by resource; of contacts that quiet hours put off to a later day, by resource and that day.
+    """
 
     at: datetime
     customers: int
@@ -61,7 +64,8 @@ class _Made:
     chosen: Chosen
     decided: Decided
     ids: Sequence[str]
-    left_K: Ints
+    days: Sequence[date]
+    left_DK: Ints
 
 
 @dataclass(frozen=True)
@@ -140,39 +144,45 @@ class Round:
         """The moment of the decisions, in seconds since 1970."""
         return self.decider.clock()
 
-    @property
-    def _day_of(self) -> str:
-        return self.decider.day(self.engine.zone, self.now)
+    @cached_property
+    def moment(self) -> Moment:
+        """The moment of the decisions, under the engine's policy."""
+        return Moment(self.engine.policy, self.now, self.engine.zone, self.decider.tracked)
 
     def _make(self) -> _Made:
         policy, s = self.engine.policy, self._situation()
         found = decide.options(policy, s)
-        spent = self.decider.store.spent(self._day_of)
-        left_K = np.maximum(limits(policy) - np.array([spent.get(name, 0) for name in policy.resources], dtype=np.int64), 0)
-        chosen = self.strategy.choose(found.allowed_NT, s.p, policy.use_KT, left_K / UNITS)
-        self.progress(f"allocated: {np.count_nonzero(chosen.tiers):,} contacts")
-        rule, channel = self._said(s, found, chosen.tiers)
-        decided = Decided(s, found, chosen.tiers, rule, channel, chosen.prices_K, chosen.propensity_N)
-        return _Made(chosen, decided, _ids(len(s)), left_K)
+        days = days_of(self.moment, found)
+        left_DK = self.decider.left(policy, days)
+        columns = _Columns(policy, len(days))
+        chosen = self.strategy.choose(columns.gains(found), s.p, columns.use, left_DK.ravel(), self.ids)
+        tiers = columns.tiers(chosen.tiers)
+        self.progress(f"allocated: {np.count_nonzero(tiers):,} contacts")
+        rule, channel = self._said(s, found, tiers)
+        why_N, prices_DK = self._why(chosen), columns.prices(chosen.prices_K)
+        decided = Decided(s, found, tiers, rule, channel, prices_DK, chosen.propensity_N, why_N)
+        return _Made(chosen, decided, _ids(len(s)), days, left_DK)
+
+    def _why(self, chosen: Chosen) -> Ints:
+        """What the strategy says kept each customer from the tier of the highest gain (`Binding`), 0 where prices and limits did."""
+        ran_out_K, resources = decide.ran_out(self.engine.policy), len(self.engine.policy.resources)
+        own_N = np.where(chosen.own_N, Binding[self.strategy.own.upper()], Binding.NOTHING)
+        return np.where(chosen.lacking_N < 0, own_N, ran_out_K[chosen.lacking_N % resources] if resources else own_N)
 
     def _situation(self) -> Situation:
         """Everybody's situation; only those whom the store knows of are looked at one by one."""
-        n, policy, store, tracked = len(self.places), self.engine.policy, self.decider.store, self.decider.tracked
+        policy, store = self.engine.policy, self.decider.store
         if self.scored.segment is None:
             fix = "decide with a model whose features this project built"
             raise InputError(str(self.features), "tells neither value nor lifecycle stage: there is nothing to decide on", fix)
-        segment = np.array(self.scored.segment)[self.places]
-        standing = decide.open_standings(n)
-        standing["open_NC"][:] = getattr(policy.consent, "unknown" if tracked else "untracked") == "allow"
-        standing["occasion"][:] = NO_OCCASION if self.occasion is None else OCCASIONS.index(self.occasion)
+        segment = np.array(self.scored.segment, dtype=np.int64)[self.places]
         there, occasion = store.known(), self.occasion and self.occasion.value
+        standing = unknown(self.moment, segment, occasion)
         rows = np.array([row for row, name in enumerate(self.ids) if name in there], dtype=np.int64)
         for start in range(0, rows.size, CHUNK):
             some = rows[start : start + CHUNK]
-            known = store.standing(
-                [self.ids[row] for row in some], policy.consent.purpose, self.now - remembered_days(policy) * DAY_SECONDS
-            )
-            for name, values in standings(policy, known, segment[some].tolist(), occasion, self.now, tracked).items():
+            known = store.standing([self.ids[row] for row in some], policy.consent.purpose, self.moment.since)
+            for name, values in standings(self.moment, known, segment[some].tolist(), occasion).items():
                 standing[name][some] = values
         p, value, silence = (np.array(getattr(self.scored, name))[self.places] for name in ("p", "value", "silence_days"))
         return Situation(p, value, segment, self.scored.touchpoints_NP[self.places], silence, **standing)
@@ -193,23 +203,31 @@ class Round:
         return lambda done: self.progress(f"churn reasons of {done:,} of the {number:,} contacts in which they decide what is said")
 
     def _keep(self, made: _Made) -> None:
-        """The day's prices and, unless told otherwise, the contacts: reserved, and logged as the service logs its own."""
-        policy, store, now = self.engine.policy, self.decider.store, self.now
+        """The day's plan and, unless told otherwise, the contacts: reserved, and logged as the service logs its own."""
         if self.occasion is None and made.chosen.allocation is not None:
-            prices = dict(zip(policy.resources, made.decided.prices_K.tolist(), strict=True))
-            store.set_meta(PLAN, {"at": now, "policy": policy.digest, "prices": prices})
+            self._keep_plan(made)
         if self.prices_only:
             return
-        used_K = units(policy)[:, made.decided.tiers].sum(axis=1)
-        store.spend(self._day_of, dict(zip(policy.resources, used_K.tolist(), strict=True)))
-        rows = np.flatnonzero(made.decided.tiers)
-        some, names = made.decided.at(rows), [self.ids[row] for row in rows.tolist()]
-        known, ids = store.standing(names, policy.consent.purpose, now), [made.ids[row] for row in rows.tolist()]
+        store, moment = self.decider.store, self.moment
+        rows = np.flatnonzero(made.decided.tiers).tolist()
+        some, names, ids = made.decided.at(rows), [self.ids[row] for row in rows], [made.ids[row] for row in rows]
+        known = store.standing(names, self.engine.policy.consent.purpose, moment.now)
         ones = [(self.scored, int(self.places[row])) for row in rows]
-        told = bodies(self.engine, ones, some, ids, now, self.occasion and self.occasion.value, known)
-        store.record((body["decision_id"], now, name, orjson.dumps(body).decode(), None) for name, body in zip(names, told, strict=True))
-        contacts = zip(names, some.tiers.tolist(), some.channel.tolist(), ids, strict=True)
-        store.add_contacts((name, now, tier, CHANNELS[channel], False, id) for name, tier, channel, id in contacts)
+        told = bodies(self.engine, ones, some, ids, moment, self.occasion and self.occasion.value, known)
+        store.record(
+            (body["decision_id"], moment.now, name, orjson.dumps(body).decode(), None) for name, body in zip(names, told, strict=True)
+        )
+        ledger.book(store, moment, list(some.booked(moment, names, ids, [one.timezone for one in known])))
+
+    def _keep_plan(self, made: _Made) -> None:
+        """Prices, and the tiers of those whom they leave a tie: whom a strategy has drawn is no part of it."""
+        policy, decided = self.engine.policy, made.decided
+        prices = [dict(zip(policy.resources, of_day, strict=True)) for of_day in decided.prices_DK.tolist()]
+        plan = {"at": self.now, "policy": policy.digest, "day": self.moment.today.isoformat(), "prices": prices}
+        plan["table"] = table_of(self.engine)
+        self.decider.store.set_meta(PLAN, plan)
+        settled = np.flatnonzero((decide.choice(policy, decided.options, decided.prices_DK) != decided.tiers) & (decided.why_N == 0))
+        self.decider.store.set_planned((self.ids[row], int(decided.tiers[row])) for row in settled)
 
     def _write(self, file: Path, made: _Made) -> None:
         """Every decision, contacted or not, with the situation it was made in."""
@@ -227,99 +245,86 @@ class Round:
             "customer_id": self.ids,
             "snapshot": pa.array([self.scored.snapshot[place] for place in self.places], pa.timestamp("us")),
         }
-        told = _columns(made.decided, policy) | {name: pa.repeat(value, n) for name, value in constant.items()}
-        prices = {f"price.{name}": repr(price) for name, price in zip(policy.resources, made.decided.prices_K.tolist(), strict=True)}
+        told = day_file.columns(made.decided, policy) | {name: pa.repeat(value, n) for name, value in constant.items()}
+        prices = {
+            f"price.{day}.{name}": repr(price)
+            for day, of_day in enumerate(made.decided.prices_DK.tolist())
+            for name, price in zip(policy.resources, of_day, strict=True)
+        }
         rows = pa.table(keys | told).replace_schema_metadata(prices)
         pq.write_table(rows, file, compression="zstd", compression_level=1, row_group_size=CHUNK)
 
     def _day(self, made: _Made) -> Day:
         policy, decided, rows = self.engine.policy, made.decided, np.arange(len(self.places))
-        why, given_up = decide.binding(policy, decided.options, decided.tiers, decided.prices_K)
+        why, given_up = decide.binding(policy, decided.options, decided.tiers, decided.prices_DK, decided.why_N)
         amount = np.bincount(why, given_up, len(Binding))
-        online = decide.choice(policy, decided.options, decided.prices_K)
+        online = decide.choice(policy, decided.options, decided.prices_DK)
         value = float(decided.options.gains_NT[rows, decided.tiers].sum())
-        used_K = units(policy)[:, decided.tiers].sum(axis=1) / UNITS
         proof = made.chosen.allocation
-        told = {
-            name: dict(zip(policy.resources, amounts.tolist(), strict=True))
-            for name, amounts in (("used", used_K), ("left", made.left_K / UNITS))
-        }
         return Day(
             datetime.fromtimestamp(self.now, UTC),
             len(rows),
             {tier: int(np.sum(decided.tiers == place)) for place, tier in enumerate(TIERS)},
-            float(policy.cost_T[decided.tiers].sum()),
+            sum(in_units(cost) for cost in policy.cost_T[decided.tiers].tolist()) / UNITS,
             value,
             proof.bound if proof else value,
             proof.gap if proof else 0.0,
-            told["used"],
-            told["left"],
-            dict(zip(policy.resources, decided.prices_K.tolist(), strict=True)),
+            self._by_resource(made, self._used(made) / UNITS),
+            self._by_resource(made, made.left_DK / UNITS),
+            self._by_resource(made, decided.prices_DK),
             {str(binding.told): float(amount[binding]) for binding in Binding if amount[binding] > 0},
             float(np.mean(online == decided.tiers)) if len(rows) else 1.0,
         )
 
+    def _used(self, made: _Made) -> Ints:
+        """What the contacts use of each day's resources, in whole millionths (days, resources)."""
+        tiers, use_KT = made.decided.tiers, self.engine.policy.units_KT
+        day_N = made.decided.options.day_NT[np.arange(len(tiers)), tiers]
+        return np.array([use_KT[:, tiers[day_N == day]].sum(axis=1) for day in range(len(made.days))])
 
-def _columns(decided: Decided, policy: Any) -> dict[str, Any]:
-    s, found = decided.situation, decided.options
-    why, given_up = decide.binding(policy, found, decided.tiers, decided.prices_K)
-    texts = ["", *(getattr(getattr(rule, tier), "strategy", "") for rule in policy.rules for tier in TIERS[1:])]
-    said = np.where(decided.tiers > 0, decided.rule * 3 + decided.tiers, 0)
-    bound = [binding.told or "" for binding in Binding]
-    return {
-        "churn_probability": s.p,
-        "risk_band": _words(np.digitize(s.p, [RISK_MEDIUM, RISK_HIGH]), [RiskBand.LOW, RiskBand.MEDIUM, RiskBand.HIGH]),
-        "segment": _words(s.segment, SEGMENTS),
-        "customer_value": s.value,
-        "tier": _words(decided.tiers, TIERS),
-        "strategy": _words(said, texts),
-        "channel": _words(decided.channel + 1, ("", *CHANNELS)),
-        "runner_up": _words(runners_up(decided, policy) + 1, ("", *TIERS)),
-        "binding": _words(why, bound),
-        "gain_given_up": given_up,
-        "propensity": decided.propensity_N,
-        **{f"expected_gain_{tier}": found.gains_NT[:, place] for place, tier in enumerate(TIERS)},
-        **{f"blocked_{tier}": _words(found.blocked_NT[:, place], bound) for place, tier in enumerate(TIERS) if place},
-        "marginal": decide.choice(policy, found, decided.prices_K) != decided.tiers,
-        "touchpoint_bits": _bits(s.touchpoints_NP),
-        "silence_days": s.silence_days,
-        "open_bits": _bits(s.open_NC),
-        "capped_bits": _bits(s.capped_NC),
-        "last_tier": s.last_tier,
-        "last_age_days": s.last_age_days,
-        "answered": s.answered,
-    }
+    def _by_resource(self, made: _Made, of_DK: Any) -> dict[str, float]:
+        days = ["", *(f" {day}" for day in made.days[1:])]
+        names = [f"{name}{day}" for day in days for name in self.engine.policy.resources]
+        return dict(zip(names, np.ravel(of_DK).tolist(), strict=True))
 
 
-def read(file: Path, id: str) -> tuple[Situation, dict[str, Any], dict[str, float]] | None:
-    """The situation, the row and the prices of one decision of a day's file; None where it is not there."""
-    rows = pq.read_table(file, filters=[("decision_id", "=", id)])
-    if not rows.num_rows:
-        return None
-    (row,) = rows.to_pylist()
-    flags = {name: [bool(row[f"{bits}_bits"] >> k & 1) for k in range(width)] for name, bits, width in _FLAGS}
-    plain = {
-        "p": row["churn_probability"],
-        "value": row["customer_value"],
-        "segment": [segment.value for segment in SEGMENTS].index(row["segment"]),
-        "occasion": [one.value for one in OCCASIONS].index(row["occasion"]) if row["occasion"] else NO_OCCASION,
-    }
-    plain |= {name: row[name] for name in ("silence_days", "last_tier", "last_age_days", "answered")}
-    prices = {k.decode().removeprefix("price."): float(v) for k, v in rows.schema.metadata.items() if k.startswith(b"price.")}
-    return Situation.from_json(plain | flags), row, prices
+@dataclass(frozen=True)
+class _Columns:
+    """What strategies choose among: no contact, and each tier on each day on which it can be made, by tier and then day.
 
+    What a column uses, and of which day, is so the same for everybody; a customer has one column of each tier.
+    """
 
-_FLAGS = (("touchpoints_NP", "touchpoint", 8), ("open_NC", "open", len(CHANNELS)), ("capped_NC", "capped", len(CHANNELS)))
+    policy: Policy
+    days: int
+
+    def gains(self, found: Options) -> Floats:
+        """Gains (n, columns), minus infinity where a customer has not the column."""
+        n = len(found.gains_NT)
+        gains_NC = np.full((n, 1 + (len(TIERS) - 1) * self.days), -np.inf)
+        gains_NC[:, 0] = 0.0
+        for tier in range(1, len(TIERS)):
+            gains_NC[np.arange(n), 1 + (tier - 1) * self.days + found.day_NT[:, tier]] = found.allowed_NT[:, tier]
+        return gains_NC
+
+    @property
+    def use(self) -> Ints:
+        """Millionths that each column uses of each day's resources, (days x resources, columns)."""
+        use_KT = self.policy.units_KT[:, 1:]
+        by_day = [np.kron(use_KT, np.arange(self.days) == day) for day in range(self.days)]
+        without = np.zeros((self.days * len(use_KT), 1), dtype=np.int64)
+        return np.column_stack([without, np.concatenate(by_day).astype(np.int64)])
+
+    def tiers(self, columns: Ints) -> Ints:
+        """The tier of each column."""
+        return np.where(columns > 0, (columns - 1) // self.days + 1, 0)
+
+    def prices(self, prices_K: Floats) -> Floats:
+        """Prices of each day's resources (days, resources), in gain per unit of money or hour."""
+        prices_DK: Floats = prices_K.reshape(self.days, -1) * UNITS
+        return prices_DK
 
 
 def _ids(n: int) -> list[str]:
     digits = os.urandom(16 * n).hex()
     return [digits[place : place + 32] for place in range(0, 32 * n, 32)]
-
-
-def _words(places: Any, words: Sequence[Any]) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array(np.asarray(places), pa.int32()), pa.array([str(word) for word in words], pa.string()))
-
-
-def _bits(flags: Any) -> Any:
-    return flags @ (1 << np.arange(flags.shape[1]))

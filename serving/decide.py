@@ -6,18 +6,16 @@ A tier is *blocked* where consent, caps, the gap between contacts, the ladder or
 with the highest gain at the day's shadow prices is chosen. What the constraints take away is told as the gain given up.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from enum import IntEnum
 from functools import cache, lru_cache
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
 
 from features.domain import TOUCHPOINTS, ChurnReason, PlanStage, Stage, Tier, ValueSegment
-from serving.allocate import choose
 from serving.policy import CHANNELS, CONTACTS, TIERS, Occasion, Policy, Segment
 
 Floats = npt.NDArray[np.float64]
@@ -32,7 +30,10 @@ NEEDS = ("tenure_days", "frequency_orders", "order_value_mean", "recency_days")
 
 
 class Binding(IntEnum):
-    """What keeps a customer from a tier; the first that holds, in this order."""
+    """What keeps a customer from a tier; of the first six the first that holds, in this order.
+
+    The next two run out when it is the customer's turn, the last two are words of a strategy that does not look for the highest gain.
+    """
 
     NOTHING = 0
     NO_CONSENT = 1
@@ -43,6 +44,8 @@ class Binding(IntEnum):
     LOW_RISK = 6
     BUDGET = 7
     CAPACITY = 8
+    STRATEGY = 9
+    RANDOMISED = 10
 
     @property
     def told(self) -> str | None:
@@ -54,8 +57,10 @@ class Binding(IntEnum):
 class Situation:
     """What a policy looks at, of n customers: the model's side, and what has happened between us and them.
 
-    ``open_NC``: channels that consent allows; ``capped_NC``: channels that have reached a cap; ``last_tier``: of the last contact
-    (0: none), ``last_age_days`` ago (inf), and whether it was ``answered`` by a response or an order.
+    By channel: ``open_NC``, consent allows it; ``near_NC``, another contact lies within the minimum gap of the moment at which this one
+    would be made; ``capped_NC``, a cap is reached then; ``day_NC``, how many local days of the shop after the decision that moment is.
+    ``last_tier``: of the last contact (0: none), made ``last_age_days`` ago (inf; below 0 while it is to come), and whether it was
+    ``answered`` by a response or an order.
     """
 
     p: Floats
@@ -65,7 +70,9 @@ class Situation:
     silence_days: Floats
     occasion: Ints
     open_NC: Bools
+    near_NC: Bools
     capped_NC: Bools
+    day_NC: Ints
     last_tier: Ints
     last_age_days: Floats
     answered: Bools
@@ -78,19 +85,28 @@ class Situation:
         return Situation(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Situation":
-        """The situation of one customer from its fields, to the last bit; JSON knows no infinity and has null for it."""
-        return cls(**{name: np.array([np.inf if value[name] is None else value[name]]) for name in cls.__dataclass_fields__})
+    def from_json(cls, value: Mapping[str, Any], policy: Policy) -> "Situation":
+        """The situation of one customer from its fields, to the last bit; JSON knows no infinity and has null for it.
+
+        In logs of before 2026-11-27 a contact counted from its decision and on its day, and the gap alike for all channels.
+        """
+        near = value["last_age_days"] is not None and value["last_age_days"] < policy.contact.min_gap_days
+        told = {"near_NC": [near] * len(CHANNELS), "day_NC": [0] * len(CHANNELS), **value}
+        return cls(**{name: np.array([np.inf if told[name] is None else told[name]]) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
 class Options:
-    """Each customer's tiers, shape (n, 4): gain, what blocks it (`Binding`), its rule and channel (-1: none) in the policy."""
+    """Each customer's tiers, shape (n, 4): gain, what blocks it (`Binding`), its rule and channel (-1: none) in the policy.
+
+    ``day_NT``: local days of the shop from the decision to the contact, which is paid from that day's budget and hours.
+    """
 
     gains_NT: Floats
     blocked_NT: Ints
     rule_NT: Ints
     channel_NT: Ints
+    day_NT: Ints
 
     @property
     def allowed_NT(self) -> Floats:
@@ -105,9 +121,9 @@ class Options:
 def options(policy: Policy, s: Situation) -> Options:
     """Gains and constraints of every tier of n customers; rules that ask for a churn reason are left to `refined`."""
     rule_NT = rules(policy, s.touchpoints_NP, s.segment, np.full(len(s), -1), s.occasion)
-    channel_NT, open_NT = _channels(policy, rule_NT, s)
+    channels = _Channels.of(policy, rule_NT, s)
     gains_NT = gains(policy, s.p, s.value, s.segment)
-    return Options(gains_NT, _blocked(policy, s, channel_NT, open_NT), rule_NT, channel_NT)
+    return Options(gains_NT, _blocked(policy, s, channels), rule_NT, channels.first_NT, channels.day_NT)
 
 
 def gains(policy: Policy, p: Floats, value: Floats, segment: Ints) -> Floats:
@@ -141,7 +157,7 @@ def recommended(
     return Recommended(gains_NT, tiers, rule, _orders(policy)[rule, tiers, 0])
 
 
-def _blocked(policy: Policy, s: Situation, channel_NT: Ints, open_NT: Bools) -> Ints:
+def _blocked(policy: Policy, s: Situation, channels: "_Channels") -> Ints:
     tier_T = np.arange(len(TIERS))
     recent = (s.last_tier > 0) & (s.last_age_days < policy.contact.ladder_days)
     silent = recent & ~s.answered
@@ -153,11 +169,11 @@ def _blocked(policy: Policy, s: Situation, channel_NT: Ints, open_NT: Bools) -> 
     ladder_NT |= (recent & s.answered)[:, None] & (tier_T > lower_N1)
     low_risk = (s.p < policy.contact.min_churn_probability) & (s.occasion == NO_OCCASION)
     checks = (
-        (Binding.NO_CONSENT, ~open_NT),
+        (Binding.NO_CONSENT, ~channels.open_NT),
         (Binding.UNRECOVERABLE, ((s.silence_days > policy.unrecoverable.silence_days) | gave_up)[:, None]),
-        (Binding.MINIMUM_GAP, (s.last_age_days < policy.contact.min_gap_days)[:, None]),
+        (Binding.MINIMUM_GAP, ~channels.apart_NT),
         (Binding.LADDER, ladder_NT),
-        (Binding.CONTACT_CAP, channel_NT < 0),
+        (Binding.CONTACT_CAP, channels.first_NT < 0),
         (Binding.LOW_RISK, low_risk[:, None]),
     )
     blocked_NT = np.zeros((len(s), len(TIERS)), dtype=np.int64)
@@ -194,16 +210,33 @@ def _fits(rule: Any, words: dict[str, set[Any]]) -> bool:
     return all(not getattr(rule, name) or not found.isdisjoint(getattr(rule, name)) for name, found in words.items())
 
 
-def _channels(policy: Policy, rule_NT: Ints, s: Situation) -> tuple[Ints, Bools]:
-    """The first channel of each tier's action that consent and caps allow (-1: none), and whether consent allows any, (n, 4) each."""
-    order_RTC = _orders(policy)
-    order_NTC = order_RTC[rule_NT, np.arange(len(TIERS))]
-    rows = np.arange(len(s))[:, None, None]
-    open_NTC = s.open_NC[rows, order_NTC] & (order_NTC >= 0)
-    free_NTC = open_NTC & ~s.capped_NC[rows, order_NTC]
-    first = free_NTC.argmax(axis=2)[:, :, None]
-    channel_NT = np.where(free_NTC.any(axis=2), np.take_along_axis(order_NTC, first, axis=2)[:, :, 0], -1)
-    return channel_NT, np.asarray(open_NTC.any(axis=2))
+@dataclass(frozen=True)
+class _Channels:
+    """Of each tier's action, (n, 4) each: the first channel that consent, gap and caps allow (-1: none) and the day of such a contact.
+
+    ``open_NT``: whether consent allows any channel; ``apart_NT``: whether one of these keeps the gap.
+    """
+
+    first_NT: Ints
+    day_NT: Ints
+    open_NT: Bools
+    apart_NT: Bools
+
+    @classmethod
+    def of(cls, policy: Policy, rule_NT: Ints, s: Situation, on_N: Ints | None = None) -> "_Channels":
+        """``on_N``: only channels of contacts made on this day of each customer."""
+        order_NTC = _orders(policy)[rule_NT, np.arange(len(TIERS))]
+        rows = np.arange(len(s))[:, None, None]
+        open_NTC = s.open_NC[rows, order_NTC] & (order_NTC >= 0)
+        apart_NTC = open_NTC & ~s.near_NC[rows, order_NTC]
+        free_NTC = apart_NTC & ~s.capped_NC[rows, order_NTC]
+        day_NTC = s.day_NC[rows, order_NTC]
+        if on_N is not None:
+            free_NTC &= day_NTC == on_N[:, None, None]
+        there_NT = free_NTC.any(axis=2)
+        first = (rows[:, :, 0], np.arange(len(TIERS)), free_NTC.argmax(axis=2))
+        first_NT, day_NT = np.where(there_NT, order_NTC[first], -1), np.where(there_NT, day_NTC[first], 0)
+        return cls(first_NT, day_NT, np.asarray(open_NTC.any(axis=2)), np.asarray(apart_NTC.any(axis=2)))
 
 
 @lru_cache(maxsize=16)
@@ -219,13 +252,13 @@ def _orders(policy: Policy) -> Ints:
 
 
 def refined(policy: Policy, s: Situation, found: Options, tiers: Ints, reason: Ints) -> tuple[Ints, Ints]:
-    """Rule and channel (n,) of the chosen tiers once churn reasons are known; a reason changes what is said, never the tier.
+    """Rule and channel (n,) of the chosen tiers once churn reasons are known; a reason changes what is said, never tier or day.
 
-    Where no channel of the reason's action is allowed, the action chosen without it stays.
+    Where no channel of the reason's action is allowed on the day, the action chosen without it stays.
     """
-    rule_NT = rules(policy, s.touchpoints_NP, s.segment, reason, s.occasion)
-    channel_NT, _ = _channels(policy, rule_NT, s)
     rows = np.arange(len(s))
+    rule_NT = rules(policy, s.touchpoints_NP, s.segment, reason, s.occasion)
+    channel_NT = _Channels.of(policy, rule_NT, s, found.day_NT[rows, tiers]).first_NT
     rule, channel = rule_NT[rows, tiers], channel_NT[rows, tiers]
     keep = channel < 0
     return np.where(keep, found.rule_NT[rows, tiers], rule), np.where(keep, found.channel_NT[rows, tiers], channel)
@@ -242,26 +275,43 @@ def reason_matters(policy: Policy, s: Situation, tiers: Ints) -> Bools:
     return np.any([said(reason) != without for reason in range(len(REASONS))], axis=0)
 
 
-def choice(policy: Policy, found: Options, prices_K: Floats) -> Ints:
+def priced(policy: Policy, found: Options, prices_DK: Floats) -> Floats:
+    """Allowed gains less what each tier uses at the prices of the day on which it is made, (n, 4); minus infinity where blocked.
+
+    ``prices_DK`` (days, resources): in gain per unit, of the day of the decision and those after it.
+    """
+    cost_DT = prices_DK @ policy.use_KT
+    allowed_NT: Floats = found.allowed_NT - cost_DT[found.day_NT, np.arange(len(TIERS))]
+    return allowed_NT
+
+
+def choice(policy: Policy, found: Options, prices_DK: Floats) -> Ints:
     """The allowed tier of the highest gain at some prices (n,), ties to the weakest: the service's rule."""
-    return choose(found.allowed_NT, policy.use_KT, prices_K)
+    return priced(policy, found, prices_DK).argmax(axis=1)
 
 
-def binding(policy: Policy, found: Options, tiers: Ints, prices_K: Floats) -> tuple[Ints, Floats]:
+def binding(policy: Policy, found: Options, tiers: Ints, prices_DK: Floats, why_N: Ints | None = None) -> tuple[Ints, Floats]:
     """What kept each customer from the tier of the highest gain (`Binding`), and the gain given up, (n,) each.
 
-    Where nothing blocks that tier it is the scarce resource that its contact would have cost most of.
+    Where nothing blocks that tier it is what ``why_N`` says, and where that says nothing (0) the scarce resource that the contact would
+    have cost most of.
     """
     rows = np.arange(len(tiers))
     best = found.gains_NT.argmax(axis=1)
     given_up = found.gains_NT[rows, best] - found.gains_NT[rows, tiers]
     why = found.blocked_NT[rows, best]
+    if why_N is not None:
+        why = np.where(why == 0, why_N, why)
     if len(policy.resources):
-        scarce_T = np.where(np.array([name == "budget" for name in policy.resources]), Binding.BUDGET, Binding.CAPACITY)[
-            (policy.use_KT * prices_K[:, None]).argmax(axis=0)
-        ]
-        why = np.where(why == 0, scarce_T[best], why)
+        prices_NK = prices_DK[found.day_NT[rows, best]]
+        scarce_N = (prices_NK * policy.use_KT[:, best].T).argmax(axis=1)
+        why = np.where(why == 0, ran_out(policy)[scarce_N], why)
     return np.where(best == tiers, 0, why), np.where(best == tiers, 0.0, given_up)
+
+
+def ran_out(policy: Policy) -> Ints:
+    """The `Binding` of each resource of a policy, shape (resources,)."""
+    return np.array([Binding.BUDGET if name == "budget" else Binding.CAPACITY for name in policy.resources], dtype=np.int64)
 
 
 def values(policy: Policy, tenure_days: Floats, orders: Floats, order_value: Floats) -> Floats:
@@ -284,12 +334,14 @@ def segment(value: str, stage: str, plan: str, price_sensitive: bool) -> int:
 
 
 def open_standings(n: int) -> dict[str, Any]:
-    """The store's fields of a `Situation` of customers whom nothing keeps from a contact."""
-    everybody, nobody = np.ones((n, len(CHANNELS)), dtype=bool), np.zeros((n, len(CHANNELS)), dtype=bool)
+    """The store's fields of a `Situation` of customers whom nothing keeps from a contact at once."""
+    by_channel = (n, len(CHANNELS))
     return {
         "occasion": np.full(n, NO_OCCASION),
-        "open_NC": everybody,
-        "capped_NC": nobody,
+        "open_NC": np.ones(by_channel, dtype=bool),
+        "near_NC": np.zeros(by_channel, dtype=bool),
+        "capped_NC": np.zeros(by_channel, dtype=bool),
+        "day_NC": np.zeros(by_channel, dtype=np.int64),
         "last_tier": np.zeros(n, dtype=np.int64),
         "last_age_days": np.full(n, np.inf),
         "answered": np.zeros(n, dtype=bool),
@@ -301,18 +353,3 @@ def action(policy: Policy, tier: int, rule: int, channel: int) -> dict[str, Any]
     if tier == Tier.NONE:
         return {"tier": TIERS[tier], "strategy": None, "channel": None}
     return {"tier": TIERS[tier], "strategy": getattr(policy.rules[rule], TIERS[tier]).strategy, "channel": CHANNELS[channel]}
-
-
-def send_after(policy: Policy, channel: str, now: datetime, zone: ZoneInfo) -> datetime | None:
-    """The end of the quiet hours that a contact at ``now`` (aware) would fall into; None when it may go at once."""
-    quiet = policy.quiet_hours
-    if quiet is None or channel not in quiet.channels:
-        return None
-    local = now.astimezone(zone)
-    clock = local.time().replace(tzinfo=None)
-    over_night = quiet.start > quiet.end
-    inside = (clock >= quiet.start or clock < quiet.end) if over_night else quiet.start <= clock < quiet.end
-    if not inside:
-        return None
-    day = local.date() + timedelta(days=1 if over_night and clock >= quiet.start else 0)
-    return datetime.combine(day, quiet.end, zone)

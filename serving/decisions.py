@@ -6,45 +6,58 @@ transaction did not write was not answered either.
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import orjson
 
-from serving import decide
-from serving.allocate import choose
-from serving.decide import NO_OCCASION, OCCASIONS, REASONS, Binding, Floats, Ints, Options, Situation
+from serving import decide, ledger
+from serving.decide import REASONS, SEGMENTS, Binding, Floats, Ints, Options, Situation
+from serving.ledger import Booked
 from serving.load import LOADED
-from serving.online import DAY_SECONDS, UNITS, OnlineStore, Standing
+from serving.online import DAY_SECONDS, OnlineStore, Standing
 from serving.policy import CHANNELS, TIERS, Policy
 from serving.score import Engine, One, gains
+from serving.standings import Moment, consent, standings
 
 PLAN = "plan"
-"""Key of the day's shadow prices, set by `holdfast decide`."""
+"""Key of the day's plan, set by `holdfast decide`: shadow prices, and where customers at the margin are settled (`OnlineStore.planned`)."""
 PLAN_DAYS = 2.0
 """Prices older than this count no more."""
 
 
 @dataclass(frozen=True)
 class Decided:
-    """n decisions as they are logged: what was chosen among which options, at which prices."""
+    """n decisions as they are logged: what was chosen among which options, at which prices (days, resources).
+
+    ``why_N``: what a strategy says kept a customer from the tier of the highest gain (`decide.Binding`), 0 where prices and limits did.
+    """
 
     situation: Situation
     options: Options
     tiers: Ints
     rule: Ints
     channel: Ints
-    prices_K: Floats
+    prices_DK: Floats
     propensity_N: Floats
+    why_N: Ints
 
     def at(self, rows: Any) -> "Decided":
         """Some of the decisions."""
-        tiers, rule, channel, propensity_N = (values[rows] for values in (self.tiers, self.rule, self.channel, self.propensity_N))
-        return Decided(self.situation.at(rows), self.options.at(rows), tiers, rule, channel, self.prices_K, propensity_N)
+        by_customer = {name: getattr(self, name)[rows] for name in ("tiers", "rule", "channel", "propensity_N", "why_N")}
+        return replace(self, situation=self.situation.at(rows), options=self.options.at(rows), **by_customer)
+
+    def booked(self, moment: Moment, names: Sequence[str], ids: Sequence[str], zones: Sequence[str | None]) -> Iterator[Booked]:
+        """The contacts among n decisions with these ids, about customers in these time zones (None: the shop's)."""
+        for row in np.flatnonzero(self.tiers).tolist():
+            channel = CHANNELS[self.channel[row]]
+            at = moment.made(zones[row])[channel]
+            day, segment = moment.local_day(at).isoformat(), SEGMENTS[self.situation.segment[row]]
+            yield Booked(ids[row], names[row], at, day, int(self.tiers[row]), channel, segment)
 
 
 class Gone(Exception):
@@ -77,24 +90,25 @@ class Decider:
         with self.store.transaction():
             if self.store.erased(names):
                 raise Gone
-            now, tracked = self.clock(), self.tracked
-            known = self.store.standing(names, policy.consent.purpose, now - remembered_days(policy) * DAY_SECONDS)
-            s = engine.situations(ones, standings(policy, known, [_segment(one) for one in ones], occasion, now, tracked))
-            decided = self._choose(engine, s, why, now)
+            moment = self.moment(engine)
+            known = self.store.standing(names, policy.consent.purpose, moment.since)
+            s = engine.situations(ones, standings(moment, known, [_segment(one) for one in ones], occasion))
+            planned_N = self._planned(engine, moment, names, live) if occasion is None else None
+            decided = self._choose(moment, s, why, planned_N)
             ids = [uuid.uuid4().hex for _ in ones]
-            made = list(bodies(engine, ones, decided, ids, now, occasion, known))
+            made = list(bodies(engine, ones, decided, ids, moment, occasion, known))
             rows = [scored.rows.packed(place) if fresh else None for (scored, place), fresh in zip(ones, live, strict=True)]
             told = [orjson.dumps(body).decode() for body in made]
-            self.store.record(zip(ids, [now] * len(ids), names, told, rows, strict=True))
-            self.store.add_contacts(
-                (name, now, tier, CHANNELS[channel], False, id)
-                for name, tier, channel, id in zip(names, decided.tiers.tolist(), decided.channel.tolist(), ids, strict=True)
-                if tier
-            )
-            consents = [consent(policy, one, tracked) for one in known]
+            self.store.record(zip(ids, [moment.now] * len(ids), names, told, rows, strict=True))
+            ledger.book(self.store, moment, list(decided.booked(moment, names, ids, [one.timezone for one in known])))
+            consents = [consent(policy, one, moment.tracked) for one in known]
             answers = [{**_told(body), "consent": consented} for body, consented in zip(made, consents, strict=True)]
             also(answers)
         return answers
+
+    def moment(self, engine: Engine) -> Moment:
+        """Now, under an engine's policy."""
+        return Moment(engine.policy, self.clock(), engine.zone, self.tracked)
 
     @property
     def tracked(self) -> bool:
@@ -109,92 +123,75 @@ class Decider:
         reason[places] = [REASONS.index(why[1]) for why in engine.explain_all([ones[place] for place in places])]  # type: ignore[arg-type]
         return reason
 
-    def _choose(self, engine: Engine, s: Situation, reason: Ints, now: float) -> Decided:
-        policy, day = engine.policy, self.day(engine.zone, now)
-        found, prices_K = decide.options(policy, s), self.prices(policy, now)
-        spent = self.store.spent(day)
-        left_K = limits(policy) - np.array([spent.get(name, 0) for name in policy.resources], dtype=np.int64)
-        tiers, found = afford(policy, found, prices_K, left_K)
-        used_K = units(policy)[:, tiers].sum(axis=1)
-        self.store.spend(day, dict(zip(policy.resources, used_K.tolist(), strict=True)))
+    def _choose(self, moment: Moment, s: Situation, reason: Ints, planned_N: Ints | None) -> Decided:
+        policy, found = moment.policy, decide.options(moment.policy, s)
+        days = days_of(moment, found)
+        prices_DK = self.prices(moment, days)
+        tiers, found = afford(policy, found, prices_DK, self.left(policy, days), planned_N)
         rule, channel = decide.refined(policy, s, found, tiers, reason)
-        return Decided(s, found, tiers, rule, channel, prices_K, np.ones(len(s)))
+        return Decided(s, found, tiers, rule, channel, prices_DK, np.ones(len(s)), np.zeros(len(s), dtype=np.int64))
 
-    def prices(self, policy: Policy, now: float) -> Floats:
-        """The day's shadow prices of this policy's resources; zeros without a plan of the last days."""
-        plan = self.store.meta(PLAN)
-        if not plan or plan["policy"] != policy.digest or now - plan["at"] > PLAN_DAYS * DAY_SECONDS:
-            return np.zeros(len(policy.resources))
-        return np.array([plan["prices"].get(name, 0.0) for name in policy.resources])
+    def _planned(self, engine: Engine, moment: Moment, names: Sequence[str], live: Sequence[bool]) -> Ints:
+        """Tiers (n,) that the plan in force has settled for customers at the margin, -1 for others and for who has changed since."""
+        plan = self.plan(moment)
+        found = self.store.planned(names) if plan and plan.get("table") == table_of(engine) else {}
+        return np.array([-1 if fresh else found.get(name, -1) for name, fresh in zip(names, live, strict=True)], dtype=np.int64)
 
-    def day(self, zone: ZoneInfo, now: float) -> str:
-        """The shop's local day, to which budget and capacities belong."""
-        return datetime.fromtimestamp(now, zone).date().isoformat()
+    def left(self, policy: Policy, days: Sequence[date]) -> Ints:
+        """What some days have left of each resource, in whole millionths (days, resources); never below 0, whatever was spent before."""
+        spent = [self.store.spent(day.isoformat()) for day in days]
+        spent_DK = np.array([[one.get(name, 0) for name in policy.resources] for one in spent], dtype=np.int64)
+        left_DK: Ints = np.maximum(policy.limits_units_K - spent_DK.reshape(len(days), -1), 0)
+        return left_DK
 
+    def plan(self, moment: Moment) -> dict[str, Any] | None:
+        """The plan in force, which `holdfast decide` has made: of this policy, and of late."""
+        plan: dict[str, Any] | None = self.store.meta(PLAN)
+        late = plan is not None and moment.now - plan["at"] <= PLAN_DAYS * DAY_SECONDS
+        return plan if plan and late and plan["policy"] == moment.policy.digest else None
 
-def units(policy: Policy) -> Ints:
-    """What a contact of each tier uses, in whole millionths, shape (resources, 4)."""
-    return np.rint(policy.use_KT * UNITS).astype(np.int64)
-
-
-def limits(policy: Policy) -> Ints:
-    """What there is of each resource in a day, in whole millionths, shape (resources,)."""
-    return np.rint(policy.limits_K * UNITS).astype(np.int64)
-
-
-def afford(policy: Policy, found: Options, prices_K: Floats, left_K: Ints) -> tuple[Ints, Options]:
-    """Tiers (n,) at the day's prices that what is left can pay, one customer after another; what it cannot pay is blocked."""
-    use_KT, left_K = units(policy), left_K.copy()
-    tiers = choose(found.allowed_NT, policy.use_KT, prices_K)
-    blocked_NT = found.blocked_NT.copy()
-    for row in np.flatnonzero(tiers):
-        while (lacking_K := use_KT[:, tiers[row]] > left_K).any():
-            why = Binding.BUDGET if policy.resources[int(lacking_K.argmax())] == "budget" else Binding.CAPACITY
-            blocked_NT[row, tiers[row]] = why
-            allowed_1T = np.where(blocked_NT[row : row + 1] > 0, -np.inf, found.gains_NT[row : row + 1])
-            tiers[row] = choose(allowed_1T, policy.use_KT, prices_K)[0]
-        left_K -= use_KT[:, tiers[row]]
-    return tiers, Options(found.gains_NT, blocked_NT, found.rule_NT, found.channel_NT)
+    def prices(self, moment: Moment, days: Sequence[date]) -> Floats:
+        """Shadow prices of resources on some days (days, resources), of the plan's nearest day; zeros where no plan is in force."""
+        plan, names = self.plan(moment), moment.policy.resources
+        if plan is None:
+            return np.zeros((len(days), len(names)))
+        begun, known = date.fromisoformat(plan["day"]), plan["prices"]
+        of_days = [known[min(max((day - begun).days, 0), len(known) - 1)] for day in days]
+        return np.array([[one.get(name, 0.0) for name in names] for one in of_days]).reshape(len(days), len(names))
 
 
-def standings(
-    policy: Policy, known: Sequence[Standing], segment: Sequence[int], occasion: str | None, now: float, tracked: bool
-) -> dict[str, Any]:
-    """The store's fields of a `Situation`, shape (n, ...) each."""
-    n = len(known)
-    found = decide.open_standings(n)
-    found["occasion"] = np.full(n, NO_OCCASION if occasion is None else [one.value for one in OCCASIONS].index(occasion))
-    for row, one in enumerate(known):
-        default = getattr(policy.consent, "unknown" if tracked or one.consents else "untracked") == "allow"
-        anywhere = one.consents.get("", default)
-        found["open_NC"][row] = [one.consents.get(channel, anywhere) for channel in CHANNELS]
-        if one.contacts:
-            last = one.contacts[-1]
-            found["last_tier"][row], found["answered"][row] = last.tier, last.answered
-            found["last_age_days"][row] = (now - last.at) / DAY_SECONDS
-            found["capped_NC"][row] = _capped(policy, one, decide.SEGMENTS[segment[row]], now)
-    return found
+def table_of(engine: Engine) -> str:
+    """Which model has scored which snapshot: a plan's word on a customer holds for these alone."""
+    scored = engine.lookup and engine.lookup.scored
+    return f"{engine.version} {scored.snapshot[0].isoformat()}" if scored else engine.version
 
 
-def _capped(policy: Policy, one: Standing, segment: Any, now: float) -> list[bool]:
-    """Which channels have reached a cap."""
-    full = dict.fromkeys(CHANNELS, False)
-    for cap in policy.caps:
-        if cap.segment not in (None, segment):
-            continue
-        recent = [c for c in one.contacts if c.at > now - cap.days * DAY_SECONDS and cap.channel in ("any", c.channel)]
-        if len(recent) >= cap.contacts:
-            full |= dict.fromkeys(CHANNELS if cap.channel == "any" else (cap.channel,), True)
-    return list(full.values())
+def days_of(moment: Moment, found: Options) -> list[date]:
+    """The shop's local days on which contacts can be made, from the day of the decision on."""
+    return [moment.today + timedelta(days=number) for number in range(1 + int(found.day_NT.max(initial=0)))]
 
 
-def consent(policy: Policy, one: Standing, tracked: bool) -> str:
-    """Whether any channel is open to a contact: granted, denied, or not_tracked where the shop keeps no consents and the policy allows."""
-    if one.consents:
-        return "granted" if any(one.consents.values()) else "denied"
-    if tracked:
-        return "granted" if policy.consent.unknown == "allow" else "denied"
-    return "not_tracked" if policy.consent.untracked == "allow" else "denied"
+def afford(policy: Policy, found: Options, prices_DK: Floats, left_DK: Ints, planned_N: Ints | None = None) -> tuple[Ints, Options]:
+    """Tiers (n,) at the days' prices that what is left of the days can pay, one customer after another; what it cannot pay is blocked.
+
+    A tier that the day's plan has settled (``planned_N``, -1: none) stands where it is allowed: prices leave such customers a tie.
+    """
+    use_KT, left_DK, blocked_NT = policy.units_KT, left_DK.copy(), found.blocked_NT.copy()
+    priced_NT, why_K = decide.priced(policy, found, prices_DK), decide.ran_out(policy)
+    tiers = priced_NT.argmax(axis=1)
+    if planned_N is not None:
+        settled = np.flatnonzero(np.isfinite(priced_NT[np.arange(len(tiers)), planned_N]) & (planned_N >= 0))
+        tiers[settled] = planned_N[settled]
+    for row in np.flatnonzero(tiers).tolist():
+        for _ in range(len(TIERS)):
+            tier, day = int(tiers[row]), int(found.day_NT[row, tiers[row]])
+            lacking_K = use_KT[:, tier] > left_DK[day]
+            if tier == 0 or not lacking_K.any():
+                break
+            blocked_NT[row, tier], priced_NT[row, tier] = why_K[int(lacking_K.argmax())], -np.inf
+            tiers[row] = priced_NT[row].argmax()
+        left_DK[day] -= use_KT[:, tier]
+    return tiers, replace(found, blocked_NT=blocked_NT)
 
 
 def _segment(one: One) -> int:
@@ -204,28 +201,29 @@ def _segment(one: One) -> int:
     return scored.segment[place]
 
 
-def remembered_days(policy: Policy) -> float:
-    """How far back contacts matter to a policy."""
-    return max(policy.contact.ladder_days, *(cap.days for cap in policy.caps), policy.contact.min_gap_days)
-
-
 def bodies(
-    engine: Engine, ones: Sequence[One], decided: Decided, ids: Sequence[str], now: float, occasion: str | None, known: Sequence[Standing]
+    engine: Engine,
+    ones: Sequence[One],
+    decided: Decided,
+    ids: Sequence[str],
+    moment: Moment,
+    occasion: str | None,
+    known: Sequence[Standing],
 ) -> Any:
     """What is logged of each decision: enough to make it again to the last bit."""
     policy, s = engine.policy, decided.situation
-    why, given_up = decide.binding(policy, decided.options, decided.tiers, decided.prices_K)
-    runner_up, marginal = runners_up(decided, policy), decide.choice(policy, decided.options, decided.prices_K) != decided.tiers
-    at = datetime.fromtimestamp(now, UTC).isoformat()
+    why, given_up = decide.binding(policy, decided.options, decided.tiers, decided.prices_DK, decided.why_N)
+    runner_up, marginal = runners_up(decided, policy), decide.choice(policy, decided.options, decided.prices_DK) != decided.tiers
+    at = datetime.fromtimestamp(moment.now, UTC).isoformat()
     versions = {"model_version": engine.version, "policy_version": policy.version, "policy_digest": policy.digest}
-    prices = dict(zip(policy.resources, decided.prices_K.tolist(), strict=True))
+    prices = [dict(zip(policy.resources, each, strict=True)) for each in decided.prices_DK.tolist()]
     named = [binding.told for binding in Binding]
     fields = tuple(Situation.__dataclass_fields__)
     situations = zip(*(getattr(s, name).tolist() for name in fields), strict=True)
-    columns = (decided.tiers, decided.rule, decided.channel, runner_up, why, given_up, marginal, decided.propensity_N)
+    columns = (decided.tiers, decided.rule, decided.channel, runner_up, why, given_up, marginal, decided.propensity_N, decided.why_N)
     rows = zip(*(values.tolist() for values in (*columns, decided.options.gains_NT, decided.options.blocked_NT)), strict=True)
     for (scored, place), id, standing, situation, row in zip(ones, ids, known, situations, rows, strict=True):
-        tier, rule, channel, second, bound, amount, at_margin, propensity, gained, blocked = row
+        tier, rule, channel, second, bound, amount, at_margin, propensity, strategy_says, gained, blocked = row
         act = decide.action(policy, tier, rule, channel)
         yield {
             "decision_id": id,
@@ -234,7 +232,7 @@ def bodies(
             "fingerprint": scored.fingerprint(place),
             "churn_probability": scored.p[place],
             **act,
-            "send_after": _send_after(policy, act["channel"], now, standing.timezone, engine.zone),
+            "send_after": _send_after(moment, act["channel"], standing.timezone),
             "runner_up": None if second < 0 else TIERS[second],
             "binding": named[bound],
             "gain_given_up": round(amount, 4),
@@ -247,25 +245,27 @@ def bodies(
             "situation": dict(zip(fields, situation, strict=True)),
             "rule": rule,
             "marginal": at_margin,
+            "why": strategy_says,
         }
 
 
 def runners_up(decided: Decided, policy: Policy) -> Ints:
     """The tier next in line at the day's prices, (n,); -1 where there is no other."""
-    priced_NT = decided.options.allowed_NT - decided.prices_K @ policy.use_KT
+    priced_NT = decide.priced(policy, decided.options, decided.prices_DK)
     priced_NT[np.arange(len(decided.tiers)), decided.tiers] = -np.inf
     best = priced_NT.argmax(axis=1)
     return np.where(np.isfinite(priced_NT[np.arange(len(best)), best]), best, -1)
 
 
-def _send_after(policy: Policy, channel: str | None, now: float, timezone: str | None, zone: ZoneInfo) -> str | None:
-    if channel is None:
+def _send_after(moment: Moment, channel: str | None, timezone: str | None) -> str | None:
+    """The end of the quiet hours in the customer's time zone, None where the contact is made at once."""
+    if channel is None or (at := moment.made(timezone)[channel]) == moment.now:
         return None
-    after = decide.send_after(policy, channel, datetime.fromtimestamp(now, UTC), ZoneInfo(timezone) if timezone else zone)
-    return after.isoformat() if after else None
+    return datetime.fromtimestamp(at, ZoneInfo(timezone) if timezone else moment.zone).isoformat()
 
 
-_INNER = ("situation", "prices", "rule", "marginal", "at", "snapshot", "fingerprint", "model_version", "policy_version", "policy_digest")
+_VERSIONS = ("fingerprint", "model_version", "policy_version", "policy_digest")
+_INNER = ("situation", "prices", "rule", "marginal", "why", "at", "snapshot", *_VERSIONS)
 
 
 def _told(body: Mapping[str, Any]) -> dict[str, Any]:

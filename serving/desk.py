@@ -12,23 +12,34 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from features.domain import TOUCHPOINTS
 from features.row_rules import Clock
-from serving import histories, inbox, metrics, row_check, schemas
+from serving import histories, idempotency, inbox, metrics, occasions, row_check, schemas
 from serving.answers import Refusal
 from serving.champions import Champions
 from serving.decide import NEEDS
-from serving.decisions import Decider, Gone, consent
+from serving.decisions import Decider, Gone
 from serving.finding import Finder, Found, do
+from serving.idempotency import Once, Repeated
 from serving.naming import Named, Who, as_pseudonym, named
 from serving.online import DAY_SECONDS, OnlineStore
 from serving.policy import Occasion
 from serving.score import RFMB, Engine, One, Why
-from serving.writer import Writer
+from serving.standings import consent
+from serving.writer import Writer, limit
 
 DUE_AT_ONCE, LEASE_SECONDS = 100, 30.0
+TRIES = 10
+"""So often a decision is made anew because a customer was erased meanwhile."""
 CLOCK_TICK = 1e-3
 """Seconds by which a word is later than the one before it."""
 ENDS_LADDER = ("responded", "converted", "recovered")
+MADE = ("delivered", "opened", *ENDS_LADDER, "refused", "unsubscribed")
+"""Outcomes that show that the contact was made, whatever else is told of it."""
+Results = list[dict[str, Any]]
 log = logging.getLogger("holdfast.desk")
+
+
+class _Passed(Exception):
+    """An occasion is not there any more, or decided about; nothing was written."""
 
 
 class Desk:
@@ -36,7 +47,7 @@ class Desk:
 
     def __init__(self, champions: Champions, store: OnlineStore) -> None:
         self.champions, self.store, self.decider = champions, store, Decider(store)
-        self.write, self.finder = Writer(), Finder(lambda: self.store)
+        self.write, self.finder = Writer(lambda: self.store), Finder(lambda: self.store)
 
     def engine(self, version: str | None) -> Engine:
         """The champion, or the version asked for."""
@@ -65,19 +76,49 @@ class Desk:
         metrics.probability.observe(one[0].p[one[1]])
         return {**engine.answer(one, found.name, found.pseudonym, why), **more}
 
-    async def decide(self, asked: schemas.DecisionRequest) -> dict[str, Any]:
-        """The answer to ``POST /v1/decisions``."""
+    async def decide(self, asked: schemas.DecisionRequest, once: Once | None = None) -> dict[str, Any]:
+        """The answer to ``POST /v1/decisions``; where ``once`` was answered before, that answer."""
+        if once and (kept := await self._replayed(once, asked)):
+            return kept
         engine = self.engine(asked.model_version)
         if any(need not in engine.names for need in NEEDS):
             raise Refusal(409, "No decisions", "the model's feature table tells neither value nor silence; ask /v1/score")
         occasion = asked.occasion.value if asked.occasion else None
-        while True:
+        for _ in range(TRIES):
             found = await self.finder.find(engine, asked)
             if len(set(self.store.persons([one.pseudonym for one in found]))) < len(found):
                 raise Refusal(422, "Invalid request", "two of the customers are one person", [{"field": "customers", "rule": "unique"}])
             with contextlib.suppress(Gone):  # erased meanwhile: now nobody knows the customer
                 await do(len(found), partial(self._prepare, engine, found, occasion, asked.reasons))
-                return self._answer(engine, await self.write(partial(self.decisions, engine, found, occasion, asked.reasons)))
+                keep = partial(self._keep, engine, once) if once else None
+                work = partial(self.decisions, engine, found, occasion, asked.reasons, keep)
+                try:
+                    return self._answer(engine, _counted(await self.write(work, limit=limit(len(found)))))
+                except Repeated:  # asked twice at one moment, and the other was first
+                    if once and (kept := await self._replayed(once, asked)):
+                        return kept
+        raise Refusal(503, "Busy", "the customers change faster than they can be decided about", headers={"Retry-After": "1"})
+
+    async def _replayed(self, once: Once, asked: schemas.DecisionRequest) -> dict[str, Any] | None:
+        now = self.decider.clock()
+        return await do(len(asked.customers), lambda: idempotency.replay(self.store, self.champions.current, once, asked, now))
+
+    def _keep(self, engine: Engine, once: Once, results: Sequence[Mapping[str, Any]]) -> None:
+        idempotency.keep(self.store, once, self._answer(engine, results), self.decider.clock())
+
+    async def once(self, caller: str, key: str, asked: schemas.DecisionRequest) -> Once:
+        """A request that a caller sends with a key."""
+        return await do(len(asked.customers), lambda: idempotency.once(self.champions.current, caller, key, asked))
+
+    async def forget_answers(self) -> None:
+        """Drop answers that no repeated request gets any more, in small steps between which others write."""
+        while await self.write(self._forget_some):
+            await asyncio.sleep(0)
+
+    def _forget_some(self) -> bool:
+        until, most = self.decider.clock() - idempotency.KEPT_SECONDS, idempotency.PRUNED_AT_ONCE
+        with self.store.transaction():
+            return self.store.forget_answers(until, most) > 0
 
     def _prepare(self, engine: Engine, found: Sequence[Found], occasion: str | None, reasons: bool) -> None:
         """Before the writer's turn: reasons and days to the next order, which take long and are kept with the scores."""
@@ -87,24 +128,36 @@ class Desk:
         if reasons:
             engine.explain_all(ones)
 
-    def decisions(self, engine: Engine, found: Sequence[Found], occasion: str | None, reasons: bool) -> list[dict[str, Any]]:
-        """Decide about customers, log it, and tell."""
+    def decisions(
+        self, engine: Engine, found: Sequence[Found], occasion: str | None, reasons: bool, also: Callable[[Results], None] | None = None
+    ) -> Results:
+        """Decide about customers, log it, and tell; ``also`` is done with what is told, in the same transaction."""
         there = [one for one in found if one.scored]
         ones = [one.scored for one in there if one.scored]
-        told = iter(self.decider.decide(engine, ones, [one.pseudonym for one in there], occasion, [one.live for one in there]))
+        results: Results = []
+
+        def committing(decided: Sequence[dict[str, Any]]) -> None:
+            results.extend(self._results(engine, found, reasons, decided))
+            if also:
+                also(results)
+            self.write.last_moment()
+
+        if ones:
+            names, live = [one.pseudonym for one in there], [one.live for one in there]
+            self.decider.decide(engine, ones, names, occasion, live, committing)
+        else:
+            with self.store.transaction() if also else contextlib.nullcontext():
+                committing([])
+        return results
+
+    def _results(self, engine: Engine, found: Sequence[Found], reasons: bool, decided: Sequence[dict[str, Any]]) -> Results:
+        ones = [one.scored for one in found if one.scored]
         engine.foresee_all(ones)
-        why = iter(engine.explain_all(ones) if reasons else [_reason_only(scored.why.get(place)) for scored, place in ones])
-        return [
-            self._decided(self._one(engine, one, one.scored, next(why), next(told))) if one.scored else one.unscored(engine)
-            for one in found
-        ]
+        why = engine.explain_all(ones) if reasons else [_reason_only(scored.why.get(place)) for scored, place in ones]
+        told = iter(zip(why, decided, strict=True))
+        return [_decision(engine, one, *next(told)) if one.scored else one.unscored(engine) for one in found]
 
-    @staticmethod
-    def _decided(answer: dict[str, Any]) -> dict[str, Any]:
-        metrics.decisions.labels(answer["tier"], answer["binding"] or "").inc()
-        return answer
-
-    def _answer(self, engine: Engine, results: list[dict[str, Any]]) -> dict[str, Any]:
+    def _answer(self, engine: Engine, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {
             "model_version": engine.version,
             "policy_version": engine.policy.version,
@@ -122,26 +175,61 @@ class Desk:
         return {name: counts[name] for name in inbox.COUNTS}
 
     async def decide_due(self) -> int:
-        """Decide about customers whose occasion is due; returns how many. One that fails is due again later, the others go on."""
-        due = await self.write(lambda: self.store.take_due(self.decider.clock(), DUE_AT_ONCE, LEASE_SECONDS))
+        """Look at customers whose time has come, and decide about those who have the occasion; returns how many that were.
+
+        A look that fails is due again later, the others go on.
+        """
+        due, decided = await self.write(lambda: self.store.take_due(self.decider.clock(), DUE_AT_ONCE, LEASE_SECONDS)), 0
         for name, occasion in due:
             try:
-                await self._decide_one(name, occasion)
+                decided += await self._decide_one(name, Occasion(occasion))
             except Exception as error:
                 log.error("a decision about an occasion failed: %s", type(error).__name__)
-        return len(due)
+        return decided
 
-    async def _decide_one(self, name: str, occasion: str) -> None:
-        asked = schemas.DecisionRequest(customers=[schemas.DecisionCustomer(customer_id=name)], occasion=Occasion(occasion))
-        engine = self.champions.current
-        found = await self.finder.find(engine, asked, [Named(name, Who.CUSTOMER)])
-        self._prepare(engine, found, occasion, False)
-        await self.write(partial(self._decided_due, engine, found, name, occasion))
-        metrics.occasions.labels(occasion).inc()
+    async def _decide_one(self, name: str, occasion: Occasion) -> bool:
+        """Whether the customer had the occasion, and was decided about."""
+        engine, found = self.champions.current, list[Found]()
+        if (await asyncio.to_thread(self._look, engine, name, occasion)).there:
+            asked = schemas.DecisionRequest(customers=[schemas.DecisionCustomer(customer_id=name)], occasion=occasion)
+            found = await self.finder.find(engine, asked, [Named(name, Who.CUSTOMER)])
+            self._prepare(engine, found, occasion.value, False)
+        return await self.write(partial(self._decided_due, engine, found, name, occasion), limit=limit(1))
 
-    def _decided_due(self, engine: Engine, found: Sequence[Found], name: str, occasion: str) -> None:
-        self.decisions(engine, found, occasion, False)
-        self.store.cancel_occasion(name, occasion)
+    def _look(self, engine: Engine, name: str, occasion: Occasion) -> occasions.Look:
+        tables = histories.of_person(self.store, name, occasions.NEEDS[occasion])
+        known, served = occasions.Known.of(tables, engine.zone), self.store.served(name, occasion.value)
+        return occasions.look(occasion, known, self.decider.clock(), served)
+
+    def _decided_due(self, engine: Engine, found: Sequence[Found], name: str, occasion: Occasion) -> bool:
+        """Decide about a customer who was ``found`` because the occasion was there, and is there still; in any case plan the next look.
+
+        The transaction looks again: what was told meanwhile counts, and of two workers one decides.
+        """
+        unscored = bool(found) and not any(one.scored for one in found)
+        if found and not unscored:
+            with contextlib.suppress(Gone, _Passed):
+                _counted(self.decisions(engine, found, occasion.value, False, lambda told: self._serve(engine, name, occasion)))
+                metrics.occasions.labels(occasion.value).inc()
+                return True
+        with self.store.transaction():
+            look = self._look(engine, name, occasion)
+            came = bool(look.there) and not unscored  # told since it was looked for
+            self._plan(name, occasion, self.decider.clock() if came else look.again)
+        return False
+
+    def _serve(self, engine: Engine, name: str, occasion: Occasion) -> None:
+        """Within the decision's transaction: no look will bring the same occasion again. Raises _Passed where it is not there."""
+        look = self._look(engine, name, occasion)
+        if not look.there:
+            raise _Passed
+        self.store.serve_occasion(name, occasion.value, look.there)
+        self._plan(name, occasion, look.again)
+
+    def _plan(self, name: str, occasion: Occasion, look: float | None) -> None:
+        self.store.cancel_occasion(name, occasion.value)
+        if look is not None:
+            self.store.plan_occasion(self.store.ids_of(name)[0], occasion.value, look)
 
     def add_outcomes(self, outcomes: Sequence[schemas.Outcome]) -> dict[str, int]:
         """Keep what happened to decisions."""
@@ -161,13 +249,19 @@ class Desk:
 
     def _happened(self, engine: Engine, outcome: schemas.Outcome, name: str, body: Mapping[str, Any], now: float) -> bool:
         """Keep one outcome and what it means; False where it was told before."""
-        at = histories.local(outcome.at, engine.zone).replace(tzinfo=engine.zone).timestamp()
+        at = (outcome.at if outcome.at.tzinfo else outcome.at.replace(tzinfo=engine.zone)).timestamp()
+        if not self.store.add_outcome(outcome.decision_id, outcome.kind, at, outcome.value):
+            return False
         if outcome.kind in ENDS_LADDER:
             self.store.answer(name, at)
+            self.store.answer_decision(outcome.decision_id)
         if outcome.kind == "unsubscribed":
             purpose = engine.policy.consent.purpose
             self.store.set_consents([(name, purpose, body["channel"] or "", False, self._since(name, purpose, now))])
-        return self.store.add_outcome(outcome.decision_id, outcome.kind, at, outcome.value)
+        if outcome.kind == "failed" or outcome.kind in MADE:
+            told = {one["kind"] for one in self.store.outcomes_of(outcome.decision_id)}
+            self.store.set_failed(outcome.decision_id, "failed" in told and told.isdisjoint(MADE))
+        return True
 
     def set_consents(self, whom: schemas.OneCustomer, asked: schemas.ConsentRequest) -> dict[str, Any]:
         """Change consents from now on, in force for the very next decision; of an id that nobody knows yet, for when it comes."""
@@ -274,6 +368,21 @@ class Desk:
             "decisions": [{**logged(body, name), "number": number} for number, name, body in found],
             "next": found[-1][0] if found else after,
         }
+
+
+def _decision(engine: Engine, found: Found, because: Any, more: Mapping[str, Any]) -> dict[str, Any]:
+    """A result of `POST /v1/decisions`."""
+    assert found.scored is not None
+    return {**engine.answer(found.scored, found.name, found.pseudonym, because), **more}
+
+
+def _counted(results: Results) -> Results:
+    """Decisions, put into the metrics: once they are committed, and outside the writer, whose cut might leave a metric's lock taken."""
+    for one in results:
+        if one["status"] == "scored":
+            metrics.probability.observe(one["churn_probability"])
+            metrics.decisions.labels(one["tier"], one["binding"] or "").inc()
+    return results
 
 
 def unknown(detail: str = "") -> Refusal:

@@ -110,11 +110,31 @@ def _replaced(source: Source, base: pa.Table, added: Sequence[Plain]) -> pa.Tabl
         return pa.concat_tables([base, table(source.name, added)])
     if source.key and all(row.get(source.key[0]) is not None for row in added):
         key = source.key[0]
-        added = list({row[key]: row for row in added}.values())
-        base = base.filter(pc.invert(pc.is_in(base[key], pa.array([row[key] for row in added]))))
-        return pa.concat_tables([base, table(source.name, added)])
+        again = pc.is_in(base[key], pa.array([row[key] for row in added]))
+        added = _latest(source, base.filter(again).select([key, *_states(source.name)]).to_pylist(), added)
+        return pa.concat_tables([base.filter(pc.invert(again)), table(source.name, added)])
     new = table(source.name, added)
     return pa.concat_tables([_without(base, new, str(source.event_time)), new])
+
+
+def _latest(source: Source, stored: Sequence[Plain], added: Sequence[Plain]) -> list[Plain]:
+    """Of rows with one key the last that was told, with every later state that any of them tells.
+
+    A ticket is resolved, and an order cancelled, also where that is told before the row without it.
+    """
+    key, states = source.key[0], _states(source.name)
+    latest: dict[Any, Plain] = {row[key]: row for row in stored}
+    for row in added:
+        before = latest.get(row[key], {})
+        latest[row[key]] = {**{name: before[name] for name in states if before.get(name) is not None}, **row}
+    return [latest[id] for id in dict.fromkeys(row[key] for row in added)]
+
+
+@cache
+def _states(source: str) -> tuple[str, ...]:
+    """Columns of later states of a row, and of their arrivals."""
+    columns = (column for column in SOURCES[source].columns if column.name != "arrived_at")
+    return tuple(column.name for column in columns if column.after or column.name.endswith("_arrived_at"))
 
 
 def _without(base: pa.Table, new: pa.Table, time: str) -> pa.Table:
@@ -133,6 +153,15 @@ def _without(base: pa.Table, new: pa.Table, time: str) -> pa.Table:
 def read(name: str, rows: bytes) -> pa.Table:
     """A canonical table from the record batch that `load` has stored."""
     return pa.Table.from_batches([pa.ipc.read_record_batch(pa.py_buffer(rows), schema(name))])
+
+
+def last_order(stored: Mapping[str, bytes], zone: ZoneInfo) -> float | None:
+    """The moment of the last order, not cancelled, that the batch knows of a customer."""
+    if "orders" not in stored:
+        return None
+    orders = read("orders", stored["orders"])
+    last = pc.max(orders.filter(pc.is_null(orders["cancelled_at"]))["ordered_at"]).as_py()
+    return None if last is None else float(last.replace(tzinfo=zone).timestamp())
 
 
 def table(name: str, rows: Sequence[Plain]) -> pa.Table:

@@ -1,28 +1,31 @@
 """New events: told apart and made plain before the writer's turn, kept in parts, each whole or not at all, with what they plan."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
-from serving import histories, occasions
+from serving import histories, listed, occasions
 from serving.naming import Named, Who, named
-from serving.online import OnlineStore
+from serving.online import Listed, OnlineStore
+from serving.policy import Occasion
 from serving.score import Engine
 
 ROWS_AT_ONCE = 100
 """Rows of one transaction, an order's lines among them: a consent waits for one such part at most (some milliseconds)."""
 COUNTS = ("accepted", "known", "erased", "unknown", "nobody")
-_MOMENTS = ("ordered_at", "happened_at", "opened_at")
+_MOMENTS = ("ordered_at", "happened_at", "opened_at", "sent_at")
 
 
 class NewEvent(NamedTuple):
-    """An event ready to be kept."""
+    """An event ready to be kept; ``moment``: when it happened, None for a row without a time, and where the row alone is to tell."""
 
     customer: str
     id: str
     table: str
     row: dict[str, Any]
+    moment: float | None = None
 
 
 def prepared(engine: Engine, store: OnlineStore, events: Sequence[Any]) -> tuple[list[NewEvent], Counter[str]]:
@@ -36,8 +39,18 @@ def prepared(engine: Engine, store: OnlineStore, events: Sequence[Any]) -> tuple
         if refused := _refused(one, ours):
             left[refused] += 1
             continue
-        kept.append(NewEvent(one.pseudonym, event.event_id, event.table, histories.plain(event.table, event.row, engine.zone)))
+        row = histories.plain(event.table, event.row, engine.zone)
+        kept.append(NewEvent(one.pseudonym, event.event_id, event.table, row, _moment(event.row, engine.zone)))
     return kept, left
+
+
+def _moment(row: Mapping[str, Any], zone: ZoneInfo) -> float | None:
+    """When a row happened; with an offset also in the hour that comes twice, which the local time of a kept row does not tell apart."""
+    told = next((row[key] for key in _MOMENTS if row.get(key) is not None), None)
+    if told is None:
+        return None
+    at = datetime.fromisoformat(told) if isinstance(told, str) else told
+    return float((at if at.tzinfo else at.replace(tzinfo=zone)).timestamp())
 
 
 def _refused(one: Named, ours: set[str]) -> str | None:
@@ -63,11 +76,12 @@ def parts(events: Sequence[NewEvent]) -> Iterator[list[NewEvent]]:
 
 
 def keep(engine: Engine, store: OnlineStore, events: Sequence[NewEvent], now: float) -> Counter[str]:
-    """Keep events in one transaction; plan and call off the occasions that they are about. Told again, one changes nothing."""
+    """Keep events in one transaction; plan when to look for the occasions that they may bring. Told again, one changes nothing."""
     counts = Counter[str]()
     with store.transaction():
         gone = store.erased(list({event.customer for event in events}))
         customers: dict[str, _Customer] = {}
+        contacts: list[Listed] = []
         for event in events:
             if event.customer in gone:
                 counts["erased"] += 1
@@ -77,9 +91,23 @@ def keep(engine: Engine, store: OnlineStore, events: Sequence[NewEvent], now: fl
             counts["accepted" if new else "known"] += 1
             if new:
                 customer.learn(event, now)
+            if new and event.table == "contacts":
+                contacts += _contact(engine, event)
+        listed.keep(store, contacts, engine.zone, now)
         for customer in customers.values():
             customer.answer()
+            customer.plan()
     return counts
+
+
+def _contact(engine: Engine, event: NewEvent) -> Iterator[Listed]:
+    """A contact that the shop tells of, unless it stands for a hold-out."""
+    row = event.row
+    at = event.moment or _moment(row, engine.zone) or 0.0
+    tier = None if row.get("tier") is None else round(row["tier"])
+    answered = bool(row.get("clicked_at") or row.get("converted_at"))
+    if tier != 0:
+        yield Listed(row["contact_id"], event.customer, at, row.get("channel") or "", tier, answered, row.get("decision_id"))
 
 
 class _Customer:
@@ -89,33 +117,28 @@ class _Customer:
         self.engine, self.store, self.name = engine, store, name
         self.ids = store.ids_of(name)
         self.answered: float | None = None
-        self.buyer = False
-        """Whether the batch knows orders of the customer."""
-        self.orders: set[str] | None = None
-        """Some ids of orders told since, of two at least where there are two; None until somebody asks."""
+        self.contacted = False
+        self.looks: dict[Occasion, float] = {}
+        """The earliest moment at which to look for each occasion."""
 
     def learn(self, event: NewEvent, now: float) -> None:
-        """Plan and call off occasions."""
-        at = next((event.row[key] for key in _MOMENTS if key in event.row), None)
-        moment = datetime.fromisoformat(at).replace(tzinfo=self.engine.zone).timestamp() if at else now
-        first = event.table == "orders" and self._first(event.row["order_id"])
+        """Note what an event answers, and when to look for which occasions because of it; nothing else of the customer is read."""
+        moment = event.moment or _moment(event.row, self.engine.zone) or now
+        self.contacted |= event.table == "contacts"
         if event.table == "orders" and not event.row.get("cancelled_at"):
             self.answered = max(moment, self.answered or moment)
-        for occasion, after in occasions.of_event(event.table, event.row, first).items():
-            if after is None:
-                self.store.cancel_occasion(self.ids[0], occasion.value)
-            else:
-                self.store.plan_occasion(self.ids[0], occasion.value, moment + after.total_seconds())
+        for occasion, look in occasions.of_event(event.table, event.row, self.engine.zone, now).items():
+            self.looks[occasion] = min(look, self.looks.get(occasion, look))
 
-    def _first(self, order: str) -> bool:
-        """Whether neither the batch nor an event knows another order of the customer; the order itself is kept by now."""
-        if self.orders is None:
-            batch, self.orders = self.store.ordered(self.ids)
-            self.buyer = batch or any(self.engine.found(id) for id in self.ids)
-        self.orders.add(order)
-        return not self.buyer and self.orders == {order}
+    def plan(self) -> None:
+        """Plan to look at the customer again."""
+        for occasion, look in self.looks.items():
+            self.store.plan_occasion(self.ids[0], occasion.value, look)
 
     def answer(self) -> None:
-        """Orders answer the contacts before them."""
+        """Orders answer the contacts before them, the batch's those that are told after it."""
+        if self.contacted:
+            moments = [moment for id in self.ids if (moment := histories.last_order(self.store.history(id), self.engine.zone))]
+            self.answered = max([*moments, *([self.answered] if self.answered else [])], default=None)
         if self.answered is not None:
             self.store.answer(self.name, self.answered)

@@ -17,13 +17,13 @@ from features.schema import SOURCES
 from features.snapshots import Orders
 from features.sql import parquet
 from features.store import MOMENTS, Store, folder_of
-from serving import histories
-from serving.online import OnlineStore
+from serving import histories, listed
+from serving.online import Listed, OnlineStore
 from serving.policy import CHANNELS, REMEMBERED_DAYS
 
 LOADED = "loaded"
 """Key of the fingerprint of what was loaded last, and its last moment."""
-FORMAT = 3
+FORMAT = 4
 """Of what is kept; a store loaded in another one is loaded again."""
 CHUNK = 2000
 CHILDREN = {"order_lines": "order_id", "deliveries": "order_id"}
@@ -66,10 +66,13 @@ def load(
         last = _last(connection, zone)
         if "contacts" in batch.parts:
             with store.transaction():
-                store.forget_contacts()
+                store.forget_contacts(last.replace(tzinfo=UTC).timestamp())
                 contacts = list(_contacts(connection, last))
-                gone = store.erased([contact[0] for contact in contacts])
-                store.add_contacts(contact for contact in contacts if contact[0] not in gone)
+                gone = store.erased([one.customer for one in contacts])
+                ours = listed.keep(store, [one for one in contacts if one.customer not in gone], zone)
+            progress(f"online store: {len(contacts):,} contacts of the last {REMEMBERED_DAYS} days, {ours:,} of them decided by us")
+        with store.transaction():
+            listed.answered(store, _orders(connection, store))
     with store.transaction():
         store.forget_events(last.replace(tzinfo=UTC).timestamp())
         store.set_meta(LOADED, {"fingerprint": state, "last": last.isoformat(), "consents": "consents" in batch.parts})
@@ -142,20 +145,30 @@ def _consents(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, str,
             yield customer, purpose, channel, granted, since.replace(tzinfo=UTC).timestamp()
 
 
-def _contacts(connection: duckdb.DuckDBPyConnection, last: datetime) -> Iterator[tuple[Any, ...]]:
-    """Recent contacts; answered by a click, a conversion, or an order after it."""
+def _contacts(connection: duckdb.DuckDBPyConnection, last: datetime) -> Iterator[Listed]:
+    """Contacts of as many days as a policy may look back; answered by a click or a conversion. Tier 0 is nobody's contact: a hold-out."""
     found = connection.execute(
-        f"""SELECT c.customer_id, c.sent_at, coalesce(c.tier, 1)::INT, coalesce(c.channel, ''),
-                  c.clicked_at IS NOT NULL OR c.converted_at IS NOT NULL OR coalesce(o.latest > c.sent_at, false)
-           FROM {MOMENTS}.contacts AS c
-           LEFT JOIN (SELECT customer_id, max(ordered_at) AS latest FROM {MOMENTS}.orders GROUP BY 1) AS o USING (customer_id)
-           WHERE c.sent_at > $1 ORDER BY c.sent_at""",
+        f"""SELECT contact_id, customer_id, sent_at, coalesce(channel, ''), tier::INT,
+                  clicked_at IS NOT NULL OR converted_at IS NOT NULL, decision_id
+           FROM {MOMENTS}.contacts WHERE sent_at > $1 AND coalesce(tier, 1) > 0 ORDER BY sent_at, contact_id""",
         [last - timedelta(days=REMEMBERED_DAYS)],
     )
     while rows := found.fetchmany(10_000):
-        for customer, at, tier, channel, answered in rows:
-            if tier > 0 and (channel in CHANNELS or not channel):
-                yield customer, at.replace(tzinfo=UTC).timestamp(), tier, channel, answered, None
+        for id, customer, at, channel, *more in rows:
+            if channel in CHANNELS or not channel:
+                yield Listed(id, customer, at.replace(tzinfo=UTC).timestamp(), channel, *more)
+
+
+def _orders(connection: duckdb.DuckDBPyConnection, store: OnlineStore) -> list[tuple[str, float]]:
+    """The last order (customer, moment) that was not cancelled, of those who ordered since the first contact without an answer."""
+    waiting = store.unanswered()
+    if not waiting:
+        return []
+    since = datetime.fromtimestamp(min(waiting.values()), UTC).replace(tzinfo=None)
+    found = connection.execute(
+        f"SELECT customer_id, max(ordered_at) FROM {MOMENTS}.orders WHERE cancelled_at IS NULL AND ordered_at >= $1 GROUP BY 1", [since]
+    ).fetchall()
+    return [(customer, at.replace(tzinfo=UTC).timestamp()) for customer, at in found]
 
 
 def _last(connection: duckdb.DuckDBPyConnection, zone: ZoneInfo) -> datetime:

@@ -15,6 +15,8 @@ seconds = Histogram("holdfast_request_seconds", "Time from the request's head to
 refused = Counter("holdfast_refused", "Requests refused before any work", ["why"])
 probability = Histogram("holdfast_churn_probability", "Churn probabilities given out", buckets=_TENTHS)
 decisions = Counter("holdfast_decisions", "Decisions by tier and what bound them", ["tier", "binding"])
+cancelled = Counter("holdfast_decisions_cancelled", "Decisions cancelled because they took longer than their limit")
+breaches = Counter("holdfast_decisions_refused", "Decisions undone because the store found that they broke what must always hold")
 occasions = Counter("holdfast_occasions", "Decisions that an occasion asked for", ["occasion"])
 model = Gauge("holdfast_model_version", "Version of the champion in force", multiprocess_mode="mostrecent")
 reloads = Gauge("holdfast_model_reloads", "Champions put in force since the start", multiprocess_mode="max")

@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from features.errors import InputError
 
 UNITS = 1_000_000
 """Money and hours are added up in whole millionths, so that no sum is ever off."""
@@ -16,8 +18,20 @@ BUSY_SECONDS = 10.0
 """A writer waits so long for another's transaction."""
 
 
-class StoreBusy(RuntimeError):
-    """Another writer did not finish in time; nothing was written."""
+class StoreBusy(InputError):
+    """Another writer did not finish in time; nothing was written. A command ends with 2, the service answers 503."""
+
+    def __init__(self, place: str, seconds: float) -> None:
+        fix = "wait until the other command or the service's write is done, then run this again"
+        super().__init__(place, f"another process has been writing to the online store for more than {seconds:g} s", fix)
+
+
+class Kept(NamedTuple):
+    """An answer that is kept: digest of its request, JSON of its head, and by place in the request whose each result is, and its JSON."""
+
+    body: str
+    head: str
+    rows: Mapping[int, tuple[str | None, str]]
 
 
 @dataclass(frozen=True)
@@ -32,8 +46,38 @@ class PastContact:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """A contact as the shop lists it: under its own ``id``; ``tier`` and ``decision`` are None where it does not tell."""
+
+    id: str
+    customer: str
+    at: float
+    channel: str
+    tier: int | None
+    answered: bool
+    decision: str | None = None
+
+
+@dataclass(frozen=True)
+class KeptContact:
+    """A contact that the store keeps, under a number; ``decision`` of ours, and ``listed``, the shop's id, where there is one."""
+
+    number: int
+    customer: str
+    at: float
+    tier: int
+    channel: str
+    decision: str | None
+    listed: str | None
+    answered: bool
+
+
+@dataclass(frozen=True)
 class Standing:
-    """Where we stand with one customer: consents by channel ('' any: granted or not), recent contacts, oldest first, and the time zone."""
+    """Where we stand with one customer: consents by channel ('' any: granted or not), contacts, oldest first, and the time zone.
+
+    Contacts are those that were made, or are planned and not known to have failed.
+    """
 
     consents: Mapping[str, bool]
     contacts: Sequence[PastContact]
@@ -47,6 +91,12 @@ class OnlineStore(ABC):
     @contextmanager
     def transaction(self, urgent: bool = False) -> Iterator[None]:
         """Nobody else writes until the end; an exception undoes what was written. Who is ``urgent`` is let in before all who are not."""
+
+    def interrupt(self, thread: int) -> None:  # noqa: B027
+        """Have the query that a thread is at fail, if it is at one."""
+
+    def give_up(self) -> None:  # noqa: B027
+        """Undo whatever this thread has begun, wherever it was cut off, and have it start anew."""
 
     @abstractmethod
     def meta(self, key: str) -> Any:
@@ -88,13 +138,6 @@ class OnlineStore(ABC):
         """(canonical table, row) of a customer since the last load, in the order they came."""
 
     @abstractmethod
-    def ordered(self, customers: Sequence[str]) -> tuple[bool, set[str]]:
-        """Whether the batch knows orders of any of some customers, and the first and last id, as text, of orders told since.
-
-        The time that it takes does not depend on how many there are.
-        """
-
-    @abstractmethod
     def set_consents(self, rows: Iterable[tuple[str, str, str, bool, float]]) -> None:
         """Keep (customer, purpose, channel, granted, since) where it is not older than what is kept; at one moment a withdrawal wins."""
 
@@ -111,8 +154,20 @@ class OnlineStore(ABC):
         """Keep (customer, at, tier, channel, answered, decision id or None)."""
 
     @abstractmethod
-    def forget_contacts(self) -> None:
-        """Drop contacts that no decision of ours made: a new load brings them again."""
+    def contacts(self, customers: Sequence[str] | None = None) -> list[KeptContact]:
+        """Contacts under any of these ids, or of everybody, oldest first."""
+
+    @abstractmethod
+    def list_contacts(self, rows: Iterable[Listed], came: float | None = None) -> None:
+        """Keep contacts that only the shop lists; ``came``: when it told of them, None by a load. One of the same id is replaced."""
+
+    @abstractmethod
+    def match_contacts(self, rows: Iterable[tuple[int, Listed]]) -> None:
+        """Keep what the shop says of contacts by their number: its id, when it made them, and whether they were answered."""
+
+    @abstractmethod
+    def forget_contacts(self, until: float) -> None:
+        """Drop contacts that only the shop lists, by a load or told up to a moment: a new load brings them again."""
 
     @abstractmethod
     def forget_events(self, until: float) -> None:
@@ -124,15 +179,39 @@ class OnlineStore(ABC):
 
     @abstractmethod
     def answer(self, customer: str, until: float) -> None:
-        """Mark contacts up to a moment as answered: the person has responded or ordered."""
+        """Mark contacts up to a moment as answered: the person has responded or ordered. That is kept for contacts yet to be told."""
+
+    @abstractmethod
+    def answers(self, customers: Sequence[str] | None = None) -> dict[str, float]:
+        """The latest moment up to which contacts are answered, by customer id: of these ids, or of all."""
+
+    @abstractmethod
+    def answer_decision(self, decision: str) -> None:
+        """Mark the contact of a decision as answered, whatever the clocks say."""
+
+    @abstractmethod
+    def unanswered(self) -> dict[str, float]:
+        """When the first contact without an answer was made, by customer."""
 
     @abstractmethod
     def spent(self, day: str) -> dict[str, int]:
-        """What a day has used of each resource, in millionths."""
+        """What the contacts of a day use of each resource, in millionths: the sum of the ledger."""
 
     @abstractmethod
-    def spend(self, day: str, used: Mapping[str, int]) -> None:
-        """Add to what a day has used."""
+    def charge(self, rows: Iterable[tuple[str, str, str, int, bool]]) -> None:
+        """Book (decision, day, resource, millionths used, whether they are given back should the contact fail)."""
+
+    @abstractmethod
+    def set_failed(self, decision: str, failed: bool) -> None:
+        """Whether the contact of a decision could not be made: then it counts for nothing, and gives back what it is to give back."""
+
+    @abstractmethod
+    def set_planned(self, rows: Iterable[tuple[str, int]]) -> None:
+        """Keep the tiers that the day's plan has settled for customers at the margin, in place of what was kept."""
+
+    @abstractmethod
+    def planned(self, customers: Sequence[str]) -> dict[str, int]:
+        """Tiers that the day's plan has settled, by customer."""
 
     @abstractmethod
     def record(self, decisions: Iterable[tuple[str, float, str, str, bytes | None]]) -> None:
@@ -159,16 +238,36 @@ class OnlineStore(ABC):
         """What happened to a decision."""
 
     @abstractmethod
-    def plan_occasion(self, customer: str, occasion: str, due: float) -> None:
-        """Ask for a decision at a moment, in place of an earlier one for the same occasion of the customer's person."""
+    def plan_occasion(self, customer: str, occasion: str, look: float) -> None:
+        """Have the customer looked at for an occasion at a moment, unless an earlier one is planned."""
 
     @abstractmethod
     def cancel_occasion(self, customer: str, occasion: str) -> None:
-        """The reason for it is gone, under whichever id of the customer's person it was planned."""
+        """Nobody needs to look, under whichever id of the customer's person it was planned."""
 
     @abstractmethod
     def take_due(self, now: float, limit: int, lease: float) -> list[tuple[str, str]]:
-        """(customer, occasion) that are due, for whoever asks first; due again after ``lease`` seconds unless cancelled by then."""
+        """(customer, occasion) to look at now, for whoever asks first; due again after ``lease`` seconds unless cancelled by then."""
+
+    @abstractmethod
+    def serve_occasion(self, customer: str, occasion: str, due: Iterable[float]) -> None:
+        """Remember which of a customer's occasions were decided about: those that came at these moments."""
+
+    @abstractmethod
+    def served(self, customer: str, occasion: str) -> set[float]:
+        """The moments at which the occasions came that were decided about, of all ids of the customer's person."""
+
+    @abstractmethod
+    def kept_answer(self, key: str, since: float) -> Kept | None:
+        """The answer of a key, unless it is older; rows of who was erased are missing."""
+
+    @abstractmethod
+    def keep_answer(self, key: str, body: str, at: float, head: str, rows: Sequence[tuple[str | None, str]]) -> None:
+        """Keep an answer in place of an older one of its key."""
+
+    @abstractmethod
+    def forget_answers(self, until: float, limit: int) -> int:
+        """Drop some of the answers up to a moment, oldest first; returns how many rows went."""
 
     @abstractmethod
     def position(self) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from serving import schemas
+from serving.idempotency import HEADER, REPLAYED
 from serving.rows import NOT_BLANK
 
 DESCRIPTION = """Churn probability within the horizon, the recommended tier, and decisions under consent, caps, capacities and budget.
@@ -86,6 +87,15 @@ _BODY = {
     "422": "A field breaks the schema; `errors` names the fields",
 }
 _BUSY = {"503": "Too many requests wait; see Retry-After"}
+_ONCE = {
+    "name": HEADER,
+    "in": "header",
+    "required": False,
+    "description": "any text of your own, a new one for each request: sent again with it, the request gets the first answer and is decided"
+    " once; kept for 48 hours",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[\\x21-\\x7e]+$"},
+}
+_REPLAYED = {REPLAYED: {"description": "the answer that was given before", "schema": {"type": "string", "const": "true"}}}
 _ID = {
     "name": "id",
     "in": "path",
@@ -129,6 +139,10 @@ def _paths() -> dict[str, Any]:
     score["responses"]["409"] = _problem("The model version asked for is not loaded")
     decide = _posted("decide", "Decide about contacts under all constraints, and log it", "DecisionRequest", "DecisionAnswer", busy)
     decide["responses"]["409"] = _problem("The model version is not loaded, or its features allow no decision")
+    decide["parameters"] = [_ONCE]
+    decide["responses"]["200"]["headers"] = _REPLAYED
+    decide["responses"]["422"] = _problem(f"{_BODY['422']}; or the {HEADER} is none, or came with another request before")
+    decide["responses"]["503"] = _problem("Too many requests wait, or the decision took longer than its limit; see Retry-After")
     consents = {
         **_posted("consents", "Give or withdraw consents", "ConsentRequest", "Consented", {**busy, **gone}),
         "parameters": [_ID],
@@ -154,9 +168,9 @@ def _paths() -> dict[str, Any]:
         "/v1/model": {"get": _read("model", "What is served", "ModelAnswer", _KEYED)},
         "/v1/policy": {"get": _plain("policy", "The policy in force", "application/json", {"type": "object"}, _KEYED)},
         "/metrics": {"get": _plain("metrics", "Prometheus metrics", "text/plain", {"type": "string"}, _KEYED)},
-        "/readyz": {"get": _open("ready", "Whether the service takes requests", {"503": "Not ready; see Retry-After"})},
-        "/livez": {"get": _open("live", "Whether the process is alive", {})},
-        "/healthz": {"get": _open("health", "The same as /livez", {})},
+        "/readyz": {"get": _open("ready", "Whether the service takes requests", {"503": "Not ready, see Retry-After, or stuck"})},
+        "/livez": {"get": _open("live", "Whether the process is alive", {"503": "Stuck: start it anew"})},
+        "/healthz": {"get": _open("health", "The same as /livez", {"503": "Stuck: start it anew"})},
     }
 
 

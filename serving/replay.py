@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from features.errors import InputError
-from serving import daily, decide
-from serving.allocate import choose
+from serving import day_file, decide
 from serving.decide import Binding, Options, Situation
 from serving.online import OnlineStore
 from serving.policy import TIERS, Policy
@@ -51,7 +50,8 @@ def replay(id: str, store: OnlineStore, folder: Path, scorer: Callable[[str], Sc
         return _of_day(id, store, folder)
     _, body, row = found
     policy = _policy(store, body["policy_digest"])
-    situation, prices = Situation.from_json(body["situation"]), body["prices"]
+    situation = Situation.from_json(body["situation"], policy)
+    prices = [body["prices"]] if isinstance(body["prices"], dict) else body["prices"]  # of one day, before 2026-11-27
     ran_out = [TIERS.index(tier) for tier, why in body["blocked"].items() if why in [one.told for one in RAN_OUT]]
     probability = None if row is None else _probability(scorer(body["model_version"]), row, body)
     return _again(policy, situation, prices, body, ran_out, probability)
@@ -59,15 +59,17 @@ def replay(id: str, store: OnlineStore, folder: Path, scorer: Callable[[str], Sc
 
 def _of_day(id: str, store: OnlineStore, folder: Path) -> Replay:
     for file in sorted(folder.glob("*.parquet"), reverse=True):
-        if told := daily.read(file, id):
-            situation, row, prices = told
+        if told := day_file.read(file, id):
+            plain, row, prices = told
+            policy = _policy(store, row["policy_digest"])
+            situation = Situation.from_json(plain, policy)
             gains = {tier: round(row[f"expected_gain_{tier}"], 4) for tier in TIERS}
             body = {
                 **row,
                 "expected_gain": gains,
                 "blocked": {tier: row[f"blocked_{tier}"] for tier in TIERS[1:] if row[f"blocked_{tier}"]},
             }
-            return _again(_policy(store, row["policy_digest"]), situation, prices, body, [], None)
+            return _again(policy, situation, prices, body, [], None)
     raise InputError(f"decision {id}", "is not in the log", f"it may have been erased; daily files lie in {folder}")
 
 
@@ -79,29 +81,34 @@ def _policy(store: OnlineStore, digest: str) -> Policy:
 
 
 def _again(
-    policy: Policy, situation: Situation, prices: dict[str, float], body: dict[str, Any], ran_out: list[int], probability: float | None
+    policy: Policy,
+    situation: Situation,
+    prices: list[dict[str, float]],
+    body: dict[str, Any],
+    ran_out: list[int],
+    probability: float | None,
 ) -> Replay:
     """``marginal`` decisions of a batch are those where prices leave a tie of whole contacts, which the allocation has settled."""
     options = decide.options(policy, situation)
     for tier in ran_out:
         options.blocked_NT[:, tier] = Binding[str(body["blocked"][TIERS[tier]]).upper()]
-    prices_K = np.array([prices[name] for name in policy.resources])
-    priced = (options.allowed_NT - prices_K @ policy.use_KT)[0]
-    found, taken = int(choose(options.allowed_NT, policy.use_KT, prices_K)[0]), TIERS.index(body["tier"])
+    prices_DK = np.array([[of_day[name] for name in policy.resources] for of_day in prices]).reshape(len(prices), -1)
+    priced = decide.priced(policy, options, prices_DK)[0]
+    found, taken = int(priced.argmax()), TIERS.index(body["tier"])
     return Replay(
         body,
         situation,
         {name: float(value) for name, value in zip(TIERS, priced, strict=True) if np.isfinite(value)},
         body["blocked"],
-        _same_figures(policy, options, prices_K, taken, situation, body),
+        _same_figures(policy, options, prices_DK, taken, situation, body),
         (found == taken or (body["marginal"] and np.isfinite(priced[taken]))) and _said(policy, taken, body),
         probability,
     )
 
 
-def _same_figures(policy: Policy, options: Options, prices_K: Any, taken: int, situation: Situation, body: dict[str, Any]) -> bool:
+def _same_figures(policy: Policy, options: Options, prices_DK: Any, taken: int, situation: Situation, body: dict[str, Any]) -> bool:
     """Whether gains, what is blocked and what bound come out as they were logged."""
-    why, given_up = decide.binding(policy, options, np.array([taken]), prices_K)
+    why, given_up = decide.binding(policy, options, np.array([taken]), prices_DK, np.array([body.get("why") or 0]))
     gains = {name: round(gain, 4) for name, gain in zip(TIERS, options.gains_NT[0].tolist(), strict=True)}
     blocked = {TIERS[tier]: Binding(int(code)).told for tier, code in enumerate(options.blocked_NT[0]) if code}
     return (

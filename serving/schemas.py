@@ -282,7 +282,9 @@ class NextOrder(BaseModel):
 
 TierName = Literal[TIERS]  # type: ignore[valid-type]
 ChannelName = Literal[CHANNELS]  # type: ignore[valid-type]
-BindingName = Literal["no_consent", "unrecoverable", "minimum_gap", "ladder", "contact_cap", "low_risk", "budget", "capacity"]
+BindingName = Literal[
+    "no_consent", "unrecoverable", "minimum_gap", "ladder", "contact_cap", "low_risk", "budget", "capacity", "strategy", "randomised"
+]
 
 
 class _Scored(BaseModel):

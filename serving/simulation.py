@@ -37,11 +37,11 @@ from features.files import replacing, write_json
 from features.simulate import EFFECT_TIERS, true_churn_probability
 from serving import decide
 from serving.decide import Floats, Ints, Options, Situation
-from serving.decisions import remembered_days, standings
-from serving.online import DAY_SECONDS
+from serving.online import UNITS
 from serving.policy import CHANNELS, REMEMBERED_DAYS, TIERS, Policy
 from serving.score import Engine
 from serving.sqlite_store import SqliteStore
+from serving.standings import Moment, standings
 from serving.strategies import STRATEGIES, Budgeted, Randomised, Strategy
 
 SHARES = (0.0, 0.01, 0.03, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -132,9 +132,10 @@ class _Truth:
 
 @dataclass(frozen=True)
 class _Past:
-    """n customers of the snapshot as they stood, and whether they left (n,)."""
+    """n customers of the snapshot as they stood, by pseudonym, and whether they left (n,)."""
 
     policy: Policy
+    ids: Sequence[str]
     situation: Situation
     options: Options
     left_N: Floats
@@ -219,7 +220,7 @@ def _past(engine: Engine, features: Path, policy: Policy, truth: Path | None, so
     standing = _standings(policy, sources, scored.customer_id, segment, snapshot, engine.zone)
     s = Situation(np.array(scored.p), value, segment, scored.touchpoints_NP, silence, **standing)
     known = None if truth is None else _truth(engine, truth, scored.customer_id, snapshot, orders, order_value)
-    return _Past(policy, s, decide.options(policy, s), rows[table.LABEL].to_numpy(), known), snapshot
+    return _Past(policy, scored.customer_id, s, decide.options(policy, s), rows[table.LABEL].to_numpy(), known), snapshot
 
 
 def _rows(engine: Engine, features: Path) -> tuple[pa.Table, datetime]:
@@ -245,8 +246,9 @@ def _standings(policy: Policy, sources: Path | None, ids: list[str], segment: In
     with TemporaryDirectory() as folder:
         kept = SqliteStore(Path(folder) / "online.db")
         tracked = sources is not None and _load(kept, sources, snapshot, zone)
-        known = kept.standing(ids, policy.consent.purpose, now - remembered_days(policy) * DAY_SECONDS)
-    return standings(policy, known, segment.tolist(), None, now, tracked)
+        moment = Moment(policy, now, zone, tracked)
+        known = kept.standing(ids, policy.consent.purpose, moment.since)
+    return standings(moment, known, segment.tolist(), None)
 
 
 def _load(kept: SqliteStore, sources: Path, snapshot: datetime, zone: ZoneInfo) -> bool:
@@ -292,24 +294,25 @@ def _truth(engine: Engine, folder: Path, ids: list[str], snapshot: datetime, ord
 
 
 def _strategies(seed: int) -> list[Strategy]:
-    """All strategies, those with chance in them from the seed."""
-    return [Randomised(seed=seed) if kind is Randomised else kind() for kind in STRATEGIES.values()]
+    """All strategies, the experiment named after the seed."""
+    return [Randomised(experiment=f"simulation {seed}") if kind is Randomised else kind() for kind in STRATEGIES.values()]
 
 
-def _limited(policy: Policy, budget: float) -> tuple[Floats, Floats]:
-    """Use (k, 4) and limits (k,) of the policy's resources with another budget, which comes first."""
+def _limited(policy: Policy, budget: float) -> tuple[Ints, Floats]:
+    """Use (k, 4) and limits (k,) in millionths of the policy's resources with another budget, which comes first."""
     others = [place for place, name in enumerate(policy.resources) if name != "budget"]
-    return np.vstack([policy.cost_T, policy.use_KT[others]]), np.array([budget, *policy.limits_K[others]])
+    cost_T = np.rint(policy.cost_T * UNITS).astype(np.int64)
+    return np.vstack([cost_T, policy.units_KT[others]]), np.array([np.rint(budget * UNITS), *policy.limits_units_K[others]])
 
 
 def _tiers(past: _Past, budget: float, seed: int) -> dict[str, Ints]:
     """Tiers (n,) that each strategy chooses at a budget."""
     allowed_NT, limited = past.options.allowed_NT, _limited(past.policy, budget)
-    found = {one.name: one.choose(allowed_NT, past.situation.p, *limited).tiers for one in _strategies(seed)}
+    found = {one.name: one.choose(allowed_NT, past.situation.p, *limited, past.ids).tiers for one in _strategies(seed)}
     if past.truth is not None:
         true_NT = past.gross()["true"] - past.policy.cost_T
         true_NT = np.where(np.isfinite(allowed_NT), true_NT, -np.inf)
-        found[ON_TRUTH] = Budgeted().choose(true_NT, past.truth.p_N, *limited).tiers
+        found[ON_TRUTH] = Budgeted().choose(true_NT, past.truth.p_N, *limited, past.ids).tiers
     return found
 
 

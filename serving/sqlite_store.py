@@ -10,13 +10,24 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from serving.audit import subject
-from serving.online import BUSY_SECONDS, OnlineStore, PastContact, Standing, StoreBusy, in_force
+from serving.online import (
+    BUSY_SECONDS,
+    Kept,
+    KeptContact,
+    Listed,
+    OnlineStore,
+    PastContact,
+    Standing,
+    StoreBusy,
+    in_force,
+)
 
 TURN_SECONDS = 0.002
 """How often a writer looks whether it is its turn."""
@@ -27,13 +38,21 @@ CREATE INDEX IF NOT EXISTS customers_of ON person (person);
 CREATE TABLE IF NOT EXISTS history (customer TEXT, source TEXT, rows BLOB, PRIMARY KEY (customer, source)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT, customer TEXT, source TEXT, row TEXT, at REAL,
     UNIQUE (customer, id));
-CREATE INDEX IF NOT EXISTS order_of ON event (customer, json_extract(row, '$.order_id')) WHERE source = 'orders';
 CREATE TABLE IF NOT EXISTS consent (customer TEXT, purpose TEXT, channel TEXT, granted INTEGER, since REAL,
     PRIMARY KEY (customer, purpose, channel)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS home (customer TEXT PRIMARY KEY, timezone TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS contact (customer TEXT, at REAL, tier INTEGER, channel TEXT, answered INTEGER, decision TEXT);
+CREATE TABLE IF NOT EXISTS contact (customer TEXT, at REAL, tier INTEGER, channel TEXT, answered INTEGER, decision TEXT,
+    failed INTEGER DEFAULT 0, listed TEXT, came REAL);
 CREATE INDEX IF NOT EXISTS contact_of ON contact (customer, at);
 CREATE TABLE IF NOT EXISTS spend (day TEXT, resource TEXT, used INTEGER, PRIMARY KEY (day, resource)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS ledger (decision TEXT, day TEXT, resource TEXT, used INTEGER, returns INTEGER, returned INTEGER DEFAULT 0);
+CREATE INDEX IF NOT EXISTS ledger_of ON ledger (decision);
+CREATE TRIGGER IF NOT EXISTS ledger_adds AFTER INSERT ON ledger BEGIN
+    INSERT INTO spend VALUES (NEW.day, NEW.resource, NEW.used) ON CONFLICT DO UPDATE SET used = used + excluded.used; END;
+CREATE TRIGGER IF NOT EXISTS ledger_returns AFTER UPDATE OF returned ON ledger BEGIN
+    UPDATE spend SET used = used + (OLD.returned - NEW.returned) * NEW.used WHERE day = NEW.day AND resource = NEW.resource; END;
+CREATE TABLE IF NOT EXISTS response (customer TEXT PRIMARY KEY, at REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS planned (customer TEXT PRIMARY KEY, tier INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS decision (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE, at REAL, customer TEXT, body TEXT, row BLOB);
 CREATE INDEX IF NOT EXISTS decision_of ON decision (customer, number);
 CREATE TRIGGER IF NOT EXISTS decisions_stay BEFORE UPDATE ON decision BEGIN SELECT raise(ABORT, 'the decision log is never changed'); END;
@@ -43,11 +62,45 @@ CREATE TRIGGER IF NOT EXISTS decisions_are_new BEFORE INSERT ON decision
 CREATE TABLE IF NOT EXISTS outcome (decision TEXT, kind TEXT, at REAL, value REAL, PRIMARY KEY (decision, kind, at)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS due (customer TEXT, occasion TEXT, at REAL, PRIMARY KEY (customer, occasion)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS due_at ON due (at);
+CREATE TABLE IF NOT EXISTS served (customer TEXT, occasion TEXT, due REAL, PRIMARY KEY (customer, occasion, due)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS asked (number INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE, body TEXT, at REAL, head TEXT);
+CREATE TABLE IF NOT EXISTS answered (asked INTEGER, place INTEGER, customer TEXT, told TEXT, PRIMARY KEY (asked, place)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS answered_of ON answered (customer);
 CREATE TABLE IF NOT EXISTS erased (digest TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+_ADDED = {"contact": {"failed": "INTEGER DEFAULT 0", "listed": "TEXT", "came": "REAL"}}
+"""Columns that files of an earlier version lack."""
+_INDICES = """
+CREATE UNIQUE INDEX IF NOT EXISTS contact_by ON contact (decision) WHERE decision IS NOT NULL;
+CREATE INDEX IF NOT EXISTS contact_listed ON contact (listed) WHERE listed IS NOT NULL;
 """
 _AT_ONCE = 500
 """Customers of one query."""
-_OF_CUSTOMER = ("history", "event", "consent", "home", "contact", "decision", "due", "person")
+_OF_CUSTOMER = ("history", "event", "consent", "home", "contact", "response", "decision", "due", "served", "planned", "person", "answered")
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+class _Connection(sqlite3.Connection):
+    """Says of a file that another process holds that it is busy, whatever statement meets that."""
+
+    file: Path
+
+    def execute(self, *given: Any) -> sqlite3.Cursor:
+        return self._told(super().execute, given)
+
+    def executemany(self, *given: Any) -> sqlite3.Cursor:
+        return self._told(super().executemany, given)
+
+    def executescript(self, *given: Any) -> sqlite3.Cursor:
+        return self._told(super().executescript, given)
+
+    def _told(self, run: Callable[..., sqlite3.Cursor], given: tuple[Any, ...]) -> sqlite3.Cursor:
+        try:
+            return run(*given)
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _BUSY:
+                raise
+            raise StoreBusy(str(self.file), BUSY_SECONDS) from error
 
 
 class SqliteStore(OnlineStore):
@@ -55,21 +108,31 @@ class SqliteStore(OnlineStore):
 
     def __init__(self, file: Path) -> None:
         self.file, self.urgent = file, file.with_name(f"{file.name}.urgent")
-        self._local = threading.local()
+        self._local, self._of_thread = threading.local(), WeakValueDictionary[int, _Connection]()
         file.parent.mkdir(parents=True, exist_ok=True)
         self._db.executescript(_TABLES)
+        self._widen()
+        self._db.executescript(_INDICES)
+
+    def _widen(self) -> None:
+        """Give a file of an earlier version the columns that it lacks."""
+        for table, columns in _ADDED.items():
+            there = {name for _, name, *_ in self._db.execute(f"PRAGMA table_info({table})")}
+            for name in columns.keys() - there:
+                self._db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
 
     @property
     def _db(self) -> sqlite3.Connection:
         """A connection a thread."""
         if not hasattr(self._local, "db"):
-            db = sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None, cached_statements=256)
+            db = sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None, cached_statements=256, factory=_Connection)
+            db.file = self.file
             db.executescript(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON; PRAGMA mmap_size = 268435456;"
             )
             self.file.chmod(0o600)
             self._local.urgent = os.fdopen(os.open(self.urgent, os.O_RDWR | os.O_CREAT, 0o600), "r+b", 0)
-            self._local.db = db
+            self._local.db = self._of_thread[threading.get_ident()] = db
         found: sqlite3.Connection = self._local.db
         return found
 
@@ -77,12 +140,7 @@ class SqliteStore(OnlineStore):
     def transaction(self, urgent: bool = False) -> Iterator[None]:  # noqa: D102
         db = self._db
         with self._turn(urgent):
-            try:
-                db.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                    raise
-                raise StoreBusy(f"no turn to write within {BUSY_SECONDS:.0f} s") from error
+            db.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 db.execute("COMMIT")
@@ -114,6 +172,21 @@ class SqliteStore(OnlineStore):
         except BlockingIOError:
             return False
         return True
+
+    def interrupt(self, thread: int) -> None:  # noqa: D102
+        db = self._of_thread.get(thread)
+        if db is not None:
+            db.interrupt()
+
+    def give_up(self) -> None:  # noqa: D102
+        db: _Connection | None = self._local.__dict__.pop("db", None)
+        if db is None:
+            return
+        with suppress(sqlite3.Error, StoreBusy):
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        db.close()
+        self._local.urgent.close()  # and with it its place in the line
 
     def meta(self, key: str) -> Any:  # noqa: D102
         found = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -169,12 +242,6 @@ class SqliteStore(OnlineStore):
         found = self._db.execute("SELECT source, row FROM event WHERE customer = ? ORDER BY number", (customer,))
         return [(source, json.loads(row)) for source, row in found]
 
-    def ordered(self, customers: Sequence[str]) -> tuple[bool, set[str]]:  # noqa: D102
-        batch = "SELECT 1 FROM history WHERE customer = ? AND source = 'orders'"
-        told = "SELECT {}(json_extract(row, '$.order_id')) FROM event INDEXED BY order_of WHERE customer = ? AND source = 'orders'"
-        ends = [self._db.execute(told.format(end), (one,)).fetchone()[0] for one in customers for end in ("min", "max")]
-        return any(self._db.execute(batch, (one,)).fetchone() for one in customers), {id for id in ends if id is not None}
-
     def set_consents(self, rows: Iterable[tuple[str, str, str, bool, float]]) -> None:  # noqa: D102
         self._db.executemany(
             """INSERT INTO consent VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET granted = excluded.granted, since = excluded.since
@@ -190,10 +257,29 @@ class SqliteStore(OnlineStore):
         self._db.execute("INSERT OR REPLACE INTO home VALUES (?, ?)", (customer, timezone))
 
     def add_contacts(self, rows: Iterable[tuple[str, float, int, str, bool, str | None]]) -> None:  # noqa: D102
-        self._db.executemany("INSERT INTO contact VALUES (?, ?, ?, ?, ?, ?)", rows)
+        told = "INSERT INTO contact (customer, at, tier, channel, answered, decision) VALUES (?, ?, ?, ?, ?, ?)"
+        self._db.executemany(told, rows)
 
-    def forget_contacts(self) -> None:  # noqa: D102
-        self._db.execute("DELETE FROM contact WHERE decision IS NULL")
+    def contacts(self, customers: Sequence[str] | None = None) -> list[KeptContact]:  # noqa: D102
+        told = "SELECT rowid, customer, at, tier, channel, decision, listed, answered FROM contact"
+        if customers is None:
+            return [KeptContact(*row) for row in self._db.execute(f"{told} ORDER BY at, rowid")]
+        return [KeptContact(*row) for row in self._among(f"{told} WHERE customer IN ({{holes}}) ORDER BY at, rowid", customers)]
+
+    def list_contacts(self, rows: Iterable[Listed], came: float | None = None) -> None:  # noqa: D102
+        told = list(rows)
+        self._db.executemany("DELETE FROM contact WHERE listed = ? AND decision IS NULL", [(one.id,) for one in told])
+        self._db.executemany(
+            "INSERT INTO contact (customer, at, tier, channel, answered, listed, came) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(one.customer, one.at, 1 if one.tier is None else one.tier, one.channel, one.answered, one.id, came) for one in told],
+        )
+
+    def match_contacts(self, rows: Iterable[tuple[int, Listed]]) -> None:  # noqa: D102
+        told = "UPDATE contact SET listed = ?, at = ?, answered = max(answered, ?) WHERE rowid = ?"
+        self._db.executemany(told, [(one.id, one.at, one.answered, number) for number, one in rows])
+
+    def forget_contacts(self, until: float) -> None:  # noqa: D102
+        self._db.execute("DELETE FROM contact WHERE decision IS NULL AND coalesce(came, ?1) <= ?1", (until,))
 
     def forget_events(self, until: float) -> None:  # noqa: D102
         self._db.execute("DELETE FROM event WHERE at <= ?", (until,))
@@ -207,9 +293,9 @@ class SqliteStore(OnlineStore):
         ):
             consents.setdefault(id, []).append((consent[0], bool(consent[1]), consent[2]))
         contacts: dict[str, list[PastContact]] = {}
-        told = "SELECT customer, at, tier, channel, answered FROM contact WHERE customer IN ({holes}) AND at > ? ORDER BY at"
-        for id, *contact in self._among(told, every, since):
-            contacts.setdefault(id, []).append(PastContact(*contact))
+        told = "SELECT customer, at, tier, channel, answered FROM contact WHERE customer IN ({holes}) AND at > ? AND NOT failed"
+        for id, at, tier, channel, answered in self._among(f"{told} ORDER BY at, tier", every, since):
+            contacts.setdefault(id, []).append(PastContact(at, tier, channel, bool(answered)))
         zones = dict(self._among("SELECT customer, timezone FROM home WHERE customer IN ({holes})", every))
         return [self._standing(ids[one], consents, contacts, zones) for one in customers]
 
@@ -223,19 +309,43 @@ class SqliteStore(OnlineStore):
         latest: dict[str, tuple[bool, float]] = {}
         for channel, granted, since in sorted((one for id in ids for one in consents.get(id, ())), key=lambda one: (one[2], not one[1])):
             latest[channel] = granted, since
-        every = sorted((one for id in ids for one in contacts.get(id, ())), key=lambda one: one.at)
+        every = sorted((one for id in ids for one in contacts.get(id, ())), key=lambda one: (one.at, one.tier))
         return Standing(in_force(latest), every, next((zones[id] for id in ids if id in zones), None))
 
     def answer(self, customer: str, until: float) -> None:  # noqa: D102
+        self._db.execute("INSERT INTO response VALUES (?, ?) ON CONFLICT DO UPDATE SET at = max(at, excluded.at)", (customer, until))
         for one in self.ids_of(customer):
             self._db.execute("UPDATE contact SET answered = 1 WHERE customer = ? AND at <= ?", (one, until))
+
+    def answers(self, customers: Sequence[str] | None = None) -> dict[str, float]:  # noqa: D102
+        if customers is None:
+            return dict(self._db.execute("SELECT customer, at FROM response"))
+        return dict(self._among("SELECT customer, at FROM response WHERE customer IN ({holes})", customers))
+
+    def answer_decision(self, decision: str) -> None:  # noqa: D102
+        self._db.execute("UPDATE contact SET answered = 1 WHERE decision = ?", (decision,))
+
+    def unanswered(self) -> dict[str, float]:  # noqa: D102
+        return dict(self._db.execute("SELECT customer, min(at) FROM contact WHERE NOT answered GROUP BY customer"))
 
     def spent(self, day: str) -> dict[str, int]:  # noqa: D102
         return dict(self._db.execute("SELECT resource, used FROM spend WHERE day = ?", (day,)).fetchall())
 
-    def spend(self, day: str, used: Mapping[str, int]) -> None:  # noqa: D102
-        rows = [(day, resource, units) for resource, units in used.items() if units]
-        self._db.executemany("INSERT INTO spend VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET used = used + excluded.used", rows)
+    def charge(self, rows: Iterable[tuple[str, str, str, int, bool]]) -> None:  # noqa: D102
+        self._db.executemany("INSERT INTO ledger (decision, day, resource, used, returns) VALUES (?, ?, ?, ?, ?)", rows)
+
+    def set_failed(self, decision: str, failed: bool) -> None:  # noqa: D102
+        self._db.execute("UPDATE contact SET failed = ? WHERE decision = ?", (failed, decision))
+        self._db.execute("UPDATE ledger SET returned = ? WHERE decision = ? AND returns", (failed, decision))
+
+    def set_planned(self, rows: Iterable[tuple[str, int]]) -> None:  # noqa: D102
+        self._db.execute("DELETE FROM planned")
+        self._db.executemany("INSERT INTO planned VALUES (?, ?)", rows)
+
+    def planned(self, customers: Sequence[str]) -> dict[str, int]:  # noqa: D102
+        if self._db.execute("SELECT 1 FROM planned LIMIT 1").fetchone() is None:
+            return {}
+        return dict(self._among("SELECT customer, tier FROM planned WHERE customer IN ({holes})", customers))
 
     def record(self, decisions: Iterable[tuple[str, float, str, str, bytes | None]]) -> None:  # noqa: D102
         self._db.executemany("INSERT INTO decision (id, at, customer, body, row) VALUES (?, ?, ?, ?, ?)", decisions)
@@ -260,9 +370,9 @@ class SqliteStore(OnlineStore):
         found = self._db.execute("SELECT kind, at, value FROM outcome WHERE decision = ? ORDER BY at", (decision,))
         return [{"kind": kind, "at": at, "value": value} for kind, at, value in found]
 
-    def plan_occasion(self, customer: str, occasion: str, due: float) -> None:  # noqa: D102
-        self.cancel_occasion(customer, occasion)
-        self._db.execute("INSERT INTO due VALUES (?, ?, ?)", (customer, occasion, due))
+    def plan_occasion(self, customer: str, occasion: str, look: float) -> None:  # noqa: D102
+        earliest = "INSERT INTO due VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET at = excluded.at WHERE excluded.at < at"
+        self._db.execute(earliest, (customer, occasion, look))
 
     def cancel_occasion(self, customer: str, occasion: str) -> None:  # noqa: D102
         ids = self.ids_of(customer)
@@ -275,6 +385,40 @@ class SqliteStore(OnlineStore):
             found = self._db.execute("SELECT customer, occasion FROM due WHERE at <= ? ORDER BY at LIMIT ?", (now, limit)).fetchall()
             self._db.executemany("UPDATE due SET at = ? WHERE customer = ? AND occasion = ?", [(now + lease, *one) for one in found])
         return found
+
+    def serve_occasion(self, customer: str, occasion: str, due: Iterable[float]) -> None:  # noqa: D102
+        self._db.executemany("INSERT OR IGNORE INTO served VALUES (?, ?, ?)", [(customer, occasion, moment) for moment in due])
+
+    def served(self, customer: str, occasion: str) -> set[float]:  # noqa: D102
+        query = "SELECT due FROM served WHERE customer IN ({holes}) AND occasion = ?"
+        return {due for (due,) in self._among(query, self.ids_of(customer), occasion)}
+
+    def kept_answer(self, key: str, since: float) -> Kept | None:  # noqa: D102
+        found = self._db.execute("SELECT number, body, head FROM asked WHERE key = ? AND at > ?", (key, since)).fetchone()
+        if found is None:
+            return None
+        number, body, head = found
+        rows = self._db.execute("SELECT place, customer, told FROM answered WHERE asked = ?", (number,))
+        return Kept(body, head, {place: (customer, told) for place, customer, told in rows})
+
+    def keep_answer(  # noqa: D102
+        self, key: str, body: str, at: float, head: str, rows: Sequence[tuple[str | None, str]]
+    ) -> None:
+        self._db.execute("DELETE FROM answered WHERE asked IN (SELECT number FROM asked WHERE key = ?)", (key,))
+        self._db.execute("DELETE FROM asked WHERE key = ?", (key,))
+        number = self._db.execute("INSERT INTO asked (key, body, at, head) VALUES (?, ?, ?, ?)", (key, body, at, head)).lastrowid
+        self._db.executemany("INSERT INTO answered VALUES (?, ?, ?, ?)", [(number, place, *row) for place, row in enumerate(rows)])
+
+    def forget_answers(self, until: float, limit: int) -> int:  # noqa: D102
+        oldest = "SELECT number, at FROM asked ORDER BY number LIMIT ?"
+        (last,) = self._db.execute(f"SELECT max(number) FROM ({oldest}) WHERE at <= ?", (limit, until)).fetchone()
+        if last is None:
+            return 0
+        old = "SELECT asked, place FROM answered WHERE asked <= ? ORDER BY asked LIMIT ?"
+        gone = self._db.execute(f"DELETE FROM answered WHERE (asked, place) IN ({old})", (last, limit)).rowcount
+        if gone < limit:
+            gone += self._db.execute("DELETE FROM asked WHERE number <= ?", (last,)).rowcount
+        return gone
 
     def position(self) -> int:  # noqa: D102
         return int(self._db.execute("SELECT coalesce(max(number), 0) FROM decision").fetchone()[0])
@@ -291,7 +435,7 @@ class SqliteStore(OnlineStore):
         return found | persons | {customer for customer, person in pairs if person in persons}
 
     def knows(self, customers: Sequence[str]) -> set[str]:  # noqa: D102
-        places = (*((table, "customer") for table in _OF_CUSTOMER), ("person", "person"))
+        places = (*((table, "customer") for table in _OF_CUSTOMER if table != "answered"), ("person", "person"))
         anywhere = " OR ".join(f"EXISTS (SELECT 1 FROM {table} WHERE {column} = ?1)" for table, column in places)
         found = {one for one in customers if self._db.execute(f"SELECT {anywhere}", (one,)).fetchone()[0]}
         return found | self.erased(customers)
@@ -312,6 +456,7 @@ class SqliteStore(OnlineStore):
         with self.transaction(urgent=True):
             ids = self.ids_of(customer)
             for one in ids:
+                self._db.execute("UPDATE ledger SET decision = NULL WHERE decision IN (SELECT id FROM decision WHERE customer = ?)", (one,))
                 self._db.execute("DELETE FROM outcome WHERE decision IN (SELECT id FROM decision WHERE customer = ?)", (one,))
                 self._db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (subject(one),))
                 for table in _OF_CUSTOMER:

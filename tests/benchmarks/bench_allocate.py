@@ -16,8 +16,8 @@ from tests.benchmarks.result import Result
 CUSTOMERS, FEWER, ONLINE_US = 1_000_000, 20_000, 50.0
 GAP_WANTED = 1e-4
 COST_T = np.array([0, 0.05, 4, 20])
-USE_KT = np.array([COST_T, [0, 0, 0, 0.5], [0, 1, 1, 0]])  # money, advisor hours, messages
-SHARE_K = np.array([0.1, 0.0005, 0.3])  # of each, for a customer
+USE_KT = np.rint(1e6 * np.array([COST_T, [0, 0, 0, 0.5], [0, 1, 1, 0]])).astype(np.int64)  # millionths of money, advisor hours, messages
+SHARE_K = np.array([100_000, 500, 300_000])  # of each, for a customer
 
 
 def gains(n: int, seed: int = 1) -> Floats:

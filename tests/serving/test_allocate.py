@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from serving.allocate import Allocation, Floats, allocate, choose
+from serving.allocate import Allocation, Floats, Ints, allocate, choose
 
-USE_KT = np.array([[0, 5, 400, 2000], [0, 0, 0, 30], [0, 1, 1, 0]], dtype=float)  # cents, advisor minutes, messages
+USE_KT = np.array([[0, 5, 400, 2000], [0, 0, 0, 30], [0, 1, 1, 0]])  # cents, advisor minutes, messages
 SHARE_K = np.array([10.0, 0.03, 0.3])  # of each, for a customer
-Shop = tuple[Floats, Floats, Floats]
+Shop = tuple[Floats, Ints, Floats]
 
 
 def large(n: int, seed: int = 0) -> Floats:
@@ -26,39 +26,42 @@ def large(n: int, seed: int = 0) -> Floats:
 
 
 def small(seed: int) -> Shop:
-    """1-12 customers: whole gains full of ties, real gains, or lognormal ones; limits of 0, without end, or between."""
+    """1-12 customers: whole gains full of ties, real gains, or lognormal ones; use small, in quarters or without a common divisor;
+    limits of 0, without end, or between."""
     random = np.random.default_rng(seed)
     n, k, kind = random.integers(1, 13), random.integers(1, 4), seed % 3
     gains_NT = (random.integers(-2, 6, (n, 4)).astype(float), random.normal(3, 4, (n, 4)), random.lognormal(3, 1, (n, 4)) - 10)[kind]
-    use_KT = (random.integers(0, 4, (k, 4)).astype(float), random.integers(0, 9, (k, 4)) / 4, random.uniform(0, 5, (k, 4)))[kind]
+    use_KT = (random.integers(0, 4, (k, 4)), random.integers(0, 9, (k, 4)) * 250_000, random.integers(0, 5_000_000, (k, 4)))[kind]
     gains_NT[random.random((n, 4)) < 0.15] = -np.inf
     gains_NT[:, 0], use_KT[:, 0] = 0, 0
-    limits_K = use_KT.sum(axis=1) * n / 4 * random.uniform(0, 1, k)
-    limits_K = (np.floor(limits_K), np.floor(limits_K * 4) / 4, limits_K)[kind]
+    limits_K = np.floor(use_KT.sum(axis=1) * n / 4 * random.uniform(0, 1, k))
     share = random.random(k)
     return gains_NT, use_KT, np.where(share < 0.1, 0, np.where(share > 0.9, np.inf, limits_K))
 
 
-def best_value(gains_NT: Floats, use_KT: Floats, limits_K: Floats) -> float:
+def best_value(gains_NT: Floats, use_KT: Ints, limits_K: Floats) -> float:
     """The optimum of the whole integer program, by HiGHS alone."""
     n, t = gains_NT.shape
     allowed, finite = gains_NT.ravel() > -np.inf, np.isfinite(limits_K)
     one_each = LinearConstraint(np.kron(np.eye(n), np.ones(t)), 1, 1)
-    within = LinearConstraint(np.tile(use_KT[finite], n), -np.inf, limits_K[finite]) if finite.any() else one_each
+    unit_K = np.maximum(use_KT.max(axis=1), 1)[finite]  # HiGHS' tolerances are absolute
+    within = (
+        LinearConstraint(np.tile(use_KT[finite] / unit_K[:, None], n), -np.inf, limits_K[finite] / unit_K) if finite.any() else one_each
+    )
     cost = -np.where(allowed, gains_NT.ravel(), 0)
     found = milp(cost, integrality=1, bounds=Bounds(0, allowed * 1.0), constraints=[one_each, within], options={"mip_rel_gap": 0})
     assert found.status == 0
     return -float(found.fun)
 
 
-def by_hand(gains_NT: Floats, use_KT: Floats, limits_K: Floats) -> float:
+def by_hand(gains_NT: Floats, use_KT: Ints, limits_K: Floats) -> float:
     """The optimum by trying everything."""
     rows = np.arange(len(gains_NT))
     ways = (np.array(way) for way in itertools.product(range(gains_NT.shape[1]), repeat=len(gains_NT)))
     return max(gains_NT[rows, way].sum() for way in ways if (use_KT[:, way].sum(axis=1) <= limits_K).all())
 
 
-def disagreements(found: Allocation, gains_NT: Floats, use_KT: Floats) -> int:
+def disagreements(found: Allocation, gains_NT: Floats, use_KT: Ints) -> int:
     return int((choose(gains_NT, use_KT, found.prices) != found.tiers).sum())
 
 
@@ -92,7 +95,7 @@ def test_limits_are_kept_without_tolerance_and_the_figures_belong_to_the_tiers(s
     gains_NT, use_KT, limits_K = small(seed)
     found = allocate(gains_NT, use_KT, limits_K)
     assert (found.used <= limits_K).all()
-    assert np.array_equal(found.used, (use_KT * np.bincount(found.tiers, minlength=4)).sum(axis=1))
+    assert found.used.tolist() == [sum(row[tier] for tier in found.tiers.tolist()) for row in use_KT.tolist()]
     assert found.value == pytest.approx(gains_NT[np.arange(len(gains_NT)), found.tiers].sum())
     assert found.value <= found.bound
     assert (found.prices >= 0).all()
@@ -102,7 +105,7 @@ def test_limits_are_kept_without_tolerance_and_the_figures_belong_to_the_tiers(s
 @given(st.integers(1_000, 10**9), st.floats(1, 3))
 def test_more_of_everything_never_lowers_the_value(seed: int, more: float) -> None:
     gains_NT, use_KT, limits_K = small(seed)
-    assert allocate(gains_NT, use_KT, limits_K * more).value >= allocate(gains_NT, use_KT, limits_K).value - 1e-9
+    assert allocate(gains_NT, use_KT, np.floor(limits_K * more)).value >= allocate(gains_NT, use_KT, limits_K).value - 1e-9
 
 
 @settings(max_examples=60, deadline=None)
@@ -132,7 +135,7 @@ def test_the_bound_of_a_large_shop_is_no_lower_than_half_of_it_twice() -> None:
 
 
 def test_a_limit_that_does_not_bind_has_no_price() -> None:
-    gains_NT, limits_K = large(30_000, 4), SHARE_K * 30_000 * [1, 30, 1]
+    gains_NT, limits_K = large(30_000, 4), np.rint(SHARE_K * 30_000 * [1, 30, 1])
     found = allocate(gains_NT, USE_KT, limits_K)
     assert found.used[1] < 0.9 * limits_K[1]
     assert found.prices[1] == pytest.approx(0, abs=1e-9)
@@ -178,12 +181,33 @@ def test_the_order_of_customers_does_not_change_the_value_and_a_repeat_changes_n
     assert turned.value == pytest.approx(one.value, rel=1e-6)
 
 
-def test_a_limit_that_rounding_oversteps_is_kept_to_the_last_bit() -> None:
-    gains_NT = np.tile([0.0, 1.0], (5, 1))
-    found = allocate(gains_NT, np.array([[0, 0.05]]), np.array([0.15]))
-    assert 3 * 0.05 > 0.15
-    assert (found.used[0], found.value) == (0.1, 2)
-    assert found.bound >= 2
+@pytest.mark.parametrize(
+    ("cost", "budget", "contacts"), [(70_000, 7_000_000, 100), (70_000, 700_000, 10), (100_000, 300_000, 3), (50_000, 150_000, 3)]
+)
+def test_the_last_contact_that_the_budget_can_pay_is_made(cost: int, budget: int, contacts: int) -> None:
+    """Money in millionths: as floats 100 x 0.07 > 7, 3 x 0.1 > 0.3 and 3 x 0.05 > 0.15."""
+    found = allocate(np.tile([0.0, 1.0], (200, 1)), np.array([[0, cost]]), np.array([budget]))
+    assert (found.used[0], found.value, found.bound) == (budget, contacts, contacts)
+
+
+def test_a_millionth_less_pays_one_contact_less() -> None:
+    found = allocate(np.tile([0.0, 1.0], (200, 1)), np.array([[0, 70_000]]), np.array([6_999_999]))
+    assert (found.value, found.used.tolist()) == (99, [6_930_000])
+
+
+def test_a_limit_without_end_or_beyond_all_use_is_none_and_a_whole_number_too_large_for_floats_does_no_harm() -> None:
+    gains_NT = large(50, 10)
+    for limit in (np.array([np.inf] * 3), np.array([2**63 - 1] * 3), np.array([1e300] * 3)):
+        found = allocate(gains_NT, USE_KT, limit)
+        assert np.array_equal(found.tiers, gains_NT.argmax(axis=1))
+        assert found.prices.tolist() == [0, 0, 0]
+
+
+def test_prices_are_told_for_the_unit_given_whatever_the_common_divisor() -> None:
+    gains_NT, limits_K = large(2_000, 11), np.rint(SHARE_K * 2_000)
+    cents, millionths = allocate(gains_NT, USE_KT, limits_K), allocate(gains_NT, 10_000 * USE_KT, 10_000 * limits_K + 9_999)
+    assert np.array_equal(cents.tiers, millionths.tiers)
+    assert millionths.prices * 10_000 == pytest.approx(cents.prices)
 
 
 def test_choose_takes_the_lowest_of_equals_and_one_customer_as_well_as_many() -> None:
@@ -194,7 +218,7 @@ def test_choose_takes_the_lowest_of_equals_and_one_customer_as_well_as_many() ->
 
 
 def test_nobody_and_no_limits_are_no_error() -> None:
-    nobody = allocate(np.zeros((0, 4)), USE_KT, SHARE_K)
+    nobody = allocate(np.zeros((0, 4)), USE_KT, np.ceil(SHARE_K))
     assert (nobody.tiers.shape, nobody.value, nobody.gap) == ((0,), 0, 0)
     assert allocate(np.array([[0.0, -1.0, 2.0]]), np.zeros((0, 3)), np.zeros(0)).tiers.tolist() == [2]
 
@@ -208,6 +232,9 @@ def test_nobody_and_no_limits_are_no_error() -> None:
         ([[0, 1]], [[0, -1]], [1], "use must be finite"),
         ([[0, 1]], [[0, 1]], [np.nan], "limits must be"),
         ([[0, 1]], [[0, 1]], [-1], "limits must be"),
+        ([[0, 1]], [[0, 0.5]], [1], "whole numbers"),
+        ([[0, 1]], [[0, 1]], [1.5], "whole numbers"),
+        ([[0, 1]], [[0, 2.0**53]], [1], "must stay below"),
         ([[1, 1]], [[0, 1]], [1], "tier 0"),
         ([[0, 1]], [[1, 1]], [1], "tier 0"),
         ([[0, 1]], [[0, 1, 2]], [1], "do not fit"),
@@ -216,4 +243,4 @@ def test_nobody_and_no_limits_are_no_error() -> None:
 )
 def test_what_cannot_be_meant_is_refused(gains: list[list[float]], use: list[list[float]], limits: list[float], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
-        allocate(np.array(gains, dtype=float), np.array(use, dtype=float), np.array(limits, dtype=float))
+        allocate(np.array(gains, dtype=float), np.array(use), np.array(limits, dtype=float))

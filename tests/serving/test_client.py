@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from features import table
@@ -167,6 +168,43 @@ def test_the_client_imports_no_model_and_no_database() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@contextmanager
+def losing(address: str) -> Iterator[str]:
+    """A proxy before a service that passes everything on, and loses the first answer."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        lost = False
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            told = httpx.post(address + self.path, content=body, headers=dict(self.headers), timeout=60)
+            if not Proxy.lost:
+                Proxy.lost = self.close_connection = True
+                return
+            self.send_response(told.status_code)
+            for name in ("content-type", "content-length"):
+                self.send_header(name, told.headers[name])
+            self.end_headers()
+            self.wfile.write(told.content)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{proxy.server_port}"
+        proxy.shutdown()
+
+
+@BOTH
+def test_a_decision_whose_answer_is_lost_is_made_once(
+    to: Callable[..., Any], address: str, made: dict[str, str], people: list[str], kind: Any
+) -> None:
+    customer, last = people[-20 if kind is Client else -21], max((one.number for one in to(kind, "decisions")), default=0)
+    with losing(address) as proxy:
+        (decided,) = ask(kind, proxy, "decide", [customer], client={"key": made["all"]}).results
+    (logged,) = to(kind, "decisions", after=last)
+    assert logged.decision_id == decided.decision_id
+    assert decided.binding != "minimum_gap"
+
+
 # A server that fails on purpose
 
 PROBLEM = "application/problem+json"
@@ -183,6 +221,7 @@ class Failing(ThreadingHTTPServer):
     def __init__(self, replies: list[Reply], port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), Answering)
         self.replies, self.asked = replies, list[tuple[float, str, bytes]]()
+        self.keys = list[str | None]()
 
     @property
     def url(self) -> str:
@@ -195,6 +234,7 @@ class Answering(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         self.server.asked.append((time.monotonic(), f"{self.command} {self.path}", body))
+        self.server.keys.append(self.headers.get("Idempotency-Key"))
         reply = self.server.replies[min(len(self.server.asked), len(self.server.replies)) - 1]
         if reply == "hang":
             time.sleep(2)
@@ -237,12 +277,24 @@ LOST = [
 
 @BOTH
 @pytest.mark.parametrize("reply", LOST, ids=str)
-def test_a_decision_that_may_have_been_made_is_never_asked_for_again(kind: Any, reply: Reply) -> None:
+def test_a_decision_that_may_have_been_made_is_asked_for_again_with_the_same_key(kind: Any, reply: Reply) -> None:
     with failing(reply, GOOD) as there:
-        with pytest.raises(ApiError) as caught:
-            ask(kind, there.url, "decide", ["c-1"], client=QUICK)
-        assert len(there.asked) == 1
-    assert caught.value.status == (None if isinstance(reply, str) else reply[0])
+        for _ in range(2):
+            assert ask(kind, there.url, "decide", ["c-1"], client=QUICK).model_version == "7"
+        first, again, another = there.keys
+        assert len({body for *_, body in there.asked}) == 1
+    assert first
+    assert first == again != another
+
+
+def test_each_request_of_a_long_list_has_its_own_key_and_a_score_has_none() -> None:
+    results = [{"status": "unknown", "customer_id": str(n), "pseudonym": "p", "detail": "d"} for n in range(1000)]
+    with failing((200, {}, json.dumps({**json.loads(GOOD[2]), "results": results}))) as there, Client(there.url) as client:
+        client.decide([str(n) for n in range(1001)])
+        client.score(["c-1"])
+        first, second, none = there.keys
+    assert first != second
+    assert none is None
 
 
 @BOTH
@@ -335,7 +387,7 @@ def test_what_was_decided_before_a_failure_is_told_and_one_version_decides_all(k
     first = (200, {}, json.dumps({**json.loads(GOOD[2]), "results": results}))
     with failing(first, (500, {}, "")) as there:
         with pytest.raises(ApiError) as caught:
-            ask(kind, there.url, "decide", [str(n) for n in range(1001)], client=QUICK)
+            ask(kind, there.url, "decide", [str(n) for n in range(1001)], client=QUICK | {"retries": 0})
         bodies = [json.loads(body) for *_, body in there.asked]
     assert [one.customer_id for one in caught.value.partial.results] == [str(n) for n in range(1000)]
     assert bodies[0].keys() == {"customers", "reasons"}

@@ -18,8 +18,9 @@ from serving.daily import Round
 from serving.decisions import PLAN, Decider
 from serving.online import DAY_SECONDS, OnlineStore
 from serving.policy import Occasion
+from serving.replay import replay
 from serving.sqlite_store import SqliteStore
-from serving.strategies import STRATEGIES
+from serving.strategies import STRATEGIES, NoContact, Randomised, Strategy, TopRisk
 from tests.serving.test_decisions import FREELY, NOW, TEXT, Light, at_risk, decide, ledger, light_shop, logged, millionths
 
 
@@ -73,7 +74,7 @@ def test_the_days_figures_are_those_of_the_file(shop: Light, store: SqliteStore,
     assert {"budget", "low_risk"} <= day.given_up.keys()
 
 
-@pytest.mark.parametrize("broken", ["record", "add_contacts", "spend", "set_meta"])
+@pytest.mark.parametrize("broken", ["record", "add_contacts", "charge", "set_meta", "set_planned"])
 def test_an_exception_in_the_middle_leaves_no_file_and_the_store_as_it_was(
     shop: Light, store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -90,6 +91,37 @@ def test_an_exception_in_the_middle_leaves_no_file_and_the_store_as_it_was(
         round_of(shop, store).run(tmp_path / "days" / "day.parquet")
     assert dump(store.file) == before
     assert not list(tmp_path.glob("days/*"))
+
+
+@pytest.mark.parametrize("strategy", [NoContact(), TopRisk(), Randomised(0.5, "a test")], ids=lambda one: one.name)
+def test_what_a_strategy_decides_is_not_laid_to_a_budget_that_never_binds(
+    shop: Light, store: SqliteStore, tmp_path: Path, strategy: Strategy
+) -> None:
+    rich = TEXT.replace("per_day = 1000.0", "per_day = 100000.0").replace("hours_per_day = 8.0", "hours_per_day = 1000.0")
+    day = round_of(shop, store, rich, strategy=strategy).run(tmp_path / "day.parquet")
+    told = Counter(row["binding"] for row in rows(tmp_path / "day.parquet"))
+    assert strategy.own in told
+    assert not {"budget", "capacity"} & (told.keys() | day.given_up.keys())
+    for row in rows(tmp_path / "day.parquet"):
+        best = max(("none", "nudge", "offer", "concierge"), key=lambda tier: row[f"expected_gain_{tier}"])
+        why = row[f"blocked_{best}"] if best != "none" else ""
+        assert row["binding"] == ("" if best == row["tier"] else why or strategy.own)
+
+
+def test_a_strategy_that_runs_out_says_of_what(shop: Light, store: SqliteStore, tmp_path: Path) -> None:
+    short = TEXT.replace("per_day = 1000.0", "per_day = 60.0").replace("hours_per_day = 8.0", "hours_per_day = 0.5")
+    round_of(shop, store, short, strategy=TopRisk()).run(tmp_path / "day.parquet")
+    told = Counter(row["binding"] for row in rows(tmp_path / "day.parquet"))
+    assert told["budget"] > 100
+    assert told["capacity"] + told["budget"] + told["strategy"] > 200
+
+
+def test_every_decision_of_a_strategy_is_made_again_from_the_log(shop: Light, store: SqliteStore, tmp_path: Path) -> None:
+    engine = shop.under(TEXT)
+    store.set_meta(f"policy:{engine.policy.digest}", engine.policy.model_dump(mode="json", by_alias=True))
+    round_of(shop, store, strategy=Randomised(0.5, "a test")).run(tmp_path / "day.parquet")
+    for row in rows(tmp_path / "day.parquet")[::40]:
+        assert replay(row["decision_id"], store, tmp_path, lambda version: shop.engine.scorer).exact
 
 
 def test_a_file_that_cannot_be_written_reserves_nothing_and_the_one_before_stays(
@@ -114,7 +146,7 @@ def test_prices_only_reserves_nothing_and_the_service_then_decides_alike_within_
 ) -> None:
     day = round_of(shop, store, prices_only=True).run(tmp_path / "day.parquet")
     assert (ledger(store.file), logged(store.file), store.known()) == ({}, [], set())
-    assert store.meta(PLAN)["prices"] == day.prices
+    assert store.meta(PLAN)["prices"] == [day.prices]
     assert day.prices["budget"] > 0
     planned = {row["customer_id"]: row["tier"] for row in rows(tmp_path / "day.parquet")}
     names = list(np.random.default_rng(1).permutation(list(planned)))
@@ -184,7 +216,7 @@ def test_the_next_day_has_a_budget_of_its_own(shop: Light, store: SqliteStore, t
 
 
 def test_what_the_service_has_spent_is_not_spent_again(shop: Light, store: SqliteStore, tmp_path: Path) -> None:
-    store.spend("2026-01-01", {"budget": 900_000_000, "concierge": 8_000_000})
+    store.charge([(None, "2026-01-01", "budget", 900_000_000, False), (None, "2026-01-01", "concierge", 8_000_000, False)])
     day = round_of(shop, store).run(tmp_path / "day.parquet")
     assert day.cost <= 100
     assert day.contacts["concierge"] == 0

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from features.domain import TOUCHPOINTS
-from serving import decide, decisions
+from serving import decide
 from serving.decide import NO_OCCASION, OCCASIONS, REASONS, SEGMENTS, Binding, Options, Situation
 from serving.online import DAY_SECONDS, PastContact, Standing
 from serving.policy import CHANNELS, TIERS, Occasion, Policy, Segment, read
+from serving.quiet import send_after
+from serving.standings import Moment, standings
 from tests.serving.test_policy import shipped_with
 
 POLICY = read()
@@ -35,11 +37,11 @@ def situation(
 ) -> Situation:
     """One customer of a high risk and value whom, unless told otherwise, nothing keeps from a contact."""
     place, known = SEGMENTS.index(segment), [standing or Standing({}, ())]
-    standings = decisions.standings(policy or POLICY, known, [place], occasion and occasion.value, NOW, tracked)
+    fields = standings(Moment(policy or POLICY, NOW, ZoneInfo("UTC"), tracked), known, [place], occasion and occasion.value)
     numbers = {"p": 0.8, "value": 500.0, "silence_days": 20.0} | given
     touched_NP = np.array([[name in touchpoints for name in TOUCHED]])
     p, value, silence = (np.array([numbers[name]]) for name in ("p", "value", "silence_days"))
-    return Situation(p, value, np.array([place]), touched_NP, silence, **standings)
+    return Situation(p, value, np.array([place]), touched_NP, silence, **fields)
 
 
 def contact(tier: int, days_ago: float, answered: bool = False, channel: str = "e-mail") -> PastContact:
@@ -77,17 +79,17 @@ def test_value_counts_orders_over_a_year_at_least() -> None:
 
 def test_prices_make_a_cheaper_tier_the_best_and_ties_go_to_the_weakest() -> None:
     policy, options = POLICY, found(situation(segment=Segment.HIGH_VALUE))  # gains 0, 31.95, 92, 148
-    assert decide.choice(policy, options, np.array([0.0, 0.0]))[0] == CONCIERGE
-    assert decide.choice(policy, options, np.array([4.0, 0.0]))[0] == OFFER  # 31.75, 76, 68
-    assert decide.choice(policy, options, np.array([20.0, 0.0]))[0] == NUDGE  # 30.95, 12, -252
-    assert decide.choice(policy, options, np.array([1000.0, 0.0]))[0] == NONE
-    level = Options(np.array([[0.0, 5.0, 5.0, 5.0]]), *(np.zeros((1, 4), dtype=np.int64) for _ in range(3)))
-    assert decide.choice(policy, level, np.zeros(2))[0] == NUDGE
+    assert decide.choice(policy, options, np.array([[0.0, 0.0]]))[0] == CONCIERGE
+    assert decide.choice(policy, options, np.array([[4.0, 0.0]]))[0] == OFFER  # 31.75, 76, 68
+    assert decide.choice(policy, options, np.array([[20.0, 0.0]]))[0] == NUDGE  # 30.95, 12, -252
+    assert decide.choice(policy, options, np.array([[1000.0, 0.0]]))[0] == NONE
+    level = Options(np.array([[0.0, 5.0, 5.0, 5.0]]), *(np.zeros((1, 4), dtype=np.int64) for _ in range(4)))
+    assert decide.choice(policy, level, np.zeros((1, 2)))[0] == NUDGE
 
 
 def test_a_contact_that_costs_more_than_it_wins_is_not_made() -> None:
     s = situation(value=0.5)
-    assert decide.choice(POLICY, found(s), np.zeros(2))[0] == NONE
+    assert decide.choice(POLICY, found(s), np.zeros((1, 2)))[0] == NONE
     assert (found(s).gains_NT[0, 1:] < 0).all()
 
 
@@ -305,14 +307,14 @@ def _said(strategy: str, *channels: str) -> dict[str, Any]:
 def test_the_gain_given_up_is_that_of_the_best_tier_over_the_one_chosen() -> None:
     policy = POLICY
     s = situation(Standing({}, (contact(OFFER, 4.0, answered=True),)), segment=Segment.HIGH_VALUE)  # gains 0, 31.95, 92, 148
-    why, given_up = decide.binding(policy, found(s), np.array([NUDGE]), np.zeros(2))
+    why, given_up = decide.binding(policy, found(s), np.array([NUDGE]), np.zeros((1, 2)))
     assert Binding(int(why[0])).told == "ladder"
     assert given_up[0] == pytest.approx(148 - 31.95)
 
 
 @pytest.mark.parametrize(("prices", "named"), [((9.0, 0.0), "budget"), ((0.0, 999.0), "capacity"), ((0.1, 999.0), "capacity")])
 def test_where_nothing_blocks_the_best_tier_the_dearest_resource_is_named(prices: tuple[float, float], named: str) -> None:
-    policy, s, at = POLICY, situation(segment=Segment.HIGH_VALUE), np.array(prices)
+    policy, s, at = POLICY, situation(segment=Segment.HIGH_VALUE), np.array([prices])
     tiers = decide.choice(policy, found(s), at)
     assert tiers[0] != CONCIERGE
     assert Binding(int(decide.binding(policy, found(s), tiers, at)[0][0])).told == named
@@ -338,13 +340,13 @@ BERLIN, TOKYO = ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Tokyo")
     ],
 )
 def test_quiet_hours_go_over_midnight_in_the_customers_zone(now: str, zone: ZoneInfo, after: str | None) -> None:
-    found = decide.send_after(POLICY, "sms", datetime.fromisoformat(now), zone)
+    found = send_after(POLICY, "sms", datetime.fromisoformat(now), zone)
     assert (found and found.isoformat()) == after
 
 
 def test_the_night_of_the_change_is_an_hour_shorter_or_longer() -> None:
     waits = [
-        decide.send_after(POLICY, "call", datetime.fromisoformat(now), BERLIN) - datetime.fromisoformat(now)  # type: ignore[operator]
+        send_after(POLICY, "call", datetime.fromisoformat(now), BERLIN) - datetime.fromisoformat(now)  # type: ignore[operator]
         for now in ("2026-03-28T23:00:00+01:00", "2026-10-24T23:00:00+02:00", "2026-06-10T23:00:00+02:00")
     ]
     assert [wait / timedelta(hours=1) for wait in waits] == [8, 10, 9]
@@ -352,20 +354,20 @@ def test_the_night_of_the_change_is_an_hour_shorter_or_longer() -> None:
 
 def test_the_repeated_hour_of_the_autumn_night_is_quiet_both_times() -> None:
     for hour in ("2026-10-25T02:30:00+02:00", "2026-10-25T02:30:00+01:00"):
-        found = decide.send_after(POLICY, "push", datetime.fromisoformat(hour), BERLIN)
+        found = send_after(POLICY, "push", datetime.fromisoformat(hour), BERLIN)
         assert found is not None
         assert found.isoformat() == "2026-10-25T08:00:00+01:00"
 
 
 def test_a_channel_without_quiet_hours_goes_at_once() -> None:
     night = datetime.fromisoformat("2026-06-10T23:00:00+02:00")
-    assert decide.send_after(POLICY, "e-mail", night, BERLIN) is None
-    assert decide.send_after(shipped_with(quiet_hours=None), "sms", night, BERLIN) is None
+    assert send_after(POLICY, "e-mail", night, BERLIN) is None
+    assert send_after(shipped_with(quiet_hours=None), "sms", night, BERLIN) is None
 
 
 def test_quiet_hours_within_a_day() -> None:
     noon = shipped_with(quiet_hours={"start": "12:00", "end": "14:00", "channels": ["call"]})
-    told = [decide.send_after(noon, "call", datetime(2026, 6, 10, hour, tzinfo=BERLIN), BERLIN) for hour in (11, 12, 13, 14)]
+    told = [send_after(noon, "call", datetime(2026, 6, 10, hour, tzinfo=BERLIN), BERLIN) for hour in (11, 12, 13, 14)]
     assert [one and one.hour for one in told] == [None, 14, 14, None]
 
 
@@ -384,7 +386,9 @@ def many(n: int, seed: int = 1) -> Situation:
         rng.random(n) * 400,
         rng.integers(NO_OCCASION, len(OCCASIONS), n),
         rng.random((n, len(CHANNELS))) < 0.7,
+        rng.random((n, len(CHANNELS))) < 0.1,
         rng.random((n, len(CHANNELS))) < 0.2,
+        rng.integers(0, 2, (n, len(CHANNELS))),
         last,
         np.where(last > 0, rng.random(n) * 100, np.inf),
         (last > 0) & (rng.random(n) < 0.4),
@@ -394,15 +398,15 @@ def many(n: int, seed: int = 1) -> Situation:
 def test_a_row_alone_is_decided_as_in_a_batch_to_the_last_bit() -> None:
     policy, s, rng = POLICY, many(2000), np.random.default_rng(2)
     together, reason = decide.options(policy, s), rng.integers(0, len(REASONS), 2000)
-    tiers = decide.choice(policy, together, np.array([0.3, 5.0]))
+    tiers = decide.choice(policy, together, np.array([[0.3, 5.0], [0.1, 9.0]]))
     rule, channel = decide.refined(policy, s, together, tiers, reason)
     assert set(np.unique(tiers)) == {0, 1, 2, 3}
     for row in range(0, 2000, 7):
         one = slice(row, row + 1)
         alone = decide.options(policy, s.at(one))
-        for name in ("gains_NT", "blocked_NT", "rule_NT", "channel_NT"):
+        for name in ("gains_NT", "blocked_NT", "rule_NT", "channel_NT", "day_NT"):
             np.testing.assert_array_equal(getattr(alone, name)[0], getattr(together, name)[row])
-        assert decide.choice(policy, alone, np.array([0.3, 5.0]))[0] == tiers[row]
+        assert decide.choice(policy, alone, np.array([[0.3, 5.0], [0.1, 9.0]]))[0] == tiers[row]
         assert [int(found[0]) for found in decide.refined(policy, s.at(one), alone, tiers[one], reason[one])] == [rule[row], channel[row]]
 
 
@@ -435,7 +439,7 @@ def test_a_reason_that_does_not_matter_changes_nothing_and_one_that_does_may() -
 def test_every_constraint_occurs_in_the_batch_and_no_blocked_tier_is_chosen() -> None:
     policy, s = POLICY, many(20_000)
     options = decide.options(policy, s)
-    tiers = decide.choice(policy, options, np.zeros(2))
+    tiers = decide.choice(policy, options, np.zeros((2, 2)))
     assert set(np.unique(options.blocked_NT)) == {int(one) for one in Binding if one < Binding.BUDGET}
     assert not options.blocked_NT[np.arange(len(s)), tiers].any()
     contacted = tiers > 0
@@ -451,7 +455,8 @@ def test_a_situation_goes_through_json_and_back_to_the_last_bit() -> None:
         again = Situation.from_json(
             json.loads(
                 json.dumps({name: getattr(one, name)[0].tolist() for name in Situation.__dataclass_fields__}).replace("Infinity", "null")
-            )
+            ),
+            policy,
         )
         for name in Situation.__dataclass_fields__:
             np.testing.assert_array_equal(getattr(again, name), getattr(one, name), strict=True)

@@ -31,12 +31,13 @@ from features.settings import Settings
 from features.simulate import simulate
 from serving import policy
 from serving.champions import Champions
-from serving.decisions import PLAN, Decider, limits, units
+from serving.decisions import PLAN, Decider
 from serving.desk import Desk
 from serving.online import DAY_SECONDS
 from serving.policy import TIERS, Policy
 from serving.score import IDENTITY, Engine
 from serving.sqlite_store import SqliteStore
+from serving.standings import Moment
 from tests.conftest import ROOT
 from tests.serving.test_policy import TEXT
 from training.dataset import TrainingData
@@ -343,11 +344,16 @@ def test_the_day_of_the_budget_is_the_shops_local_day(shop: Light, file: Path) -
 def test_prices_of_the_day_hold_for_two_days_and_for_their_policy_only(shop: Light, file: Path) -> None:
     store, engine = SqliteStore(file), shop.under(TEXT)
     decider = Decider(store, lambda: NOW)
-    assert decider.prices(engine.policy, NOW).tolist() == [0.0, 0.0]
-    store.set_meta(PLAN, {"at": NOW, "policy": engine.policy.digest, "prices": {"budget": 2.5, "concierge": 40.0}})
-    assert decider.prices(engine.policy, NOW + 1.9 * DAY_SECONDS).tolist() == [2.5, 40.0]
-    assert decider.prices(engine.policy, NOW + 2.1 * DAY_SECONDS).tolist() == [0.0, 0.0]
-    assert decider.prices(shop.under(FREELY).policy, NOW).tolist() == [0.0, 0.0]
+
+    def prices(engine: Engine, days: float) -> list[float]:
+        moment = Moment(engine.policy, NOW + days * DAY_SECONDS, engine.zone, False)
+        return list(decider.prices(moment, [moment.today])[0])
+
+    assert prices(engine, 0) == [0.0, 0.0]
+    store.set_meta(PLAN, {"at": NOW, "policy": engine.policy.digest, "day": "2026-01-01", "prices": [{"budget": 2.5, "concierge": 40.0}]})
+    assert prices(engine, 1.9) == [2.5, 40.0]
+    assert prices(engine, 2.1) == [0.0, 0.0]
+    assert prices(shop.under(FREELY), 0) == [0.0, 0.0]
 
 
 def test_a_second_decision_at_once_keeps_the_minimum_gap_and_a_consent_withdrawn_holds(shop: Light, file: Path) -> None:
@@ -405,6 +411,6 @@ def test_an_error_while_logging_spends_nothing(shop: Light, file: Path, monkeypa
 
 def test_units_are_whole_so_that_no_sum_is_ever_off() -> None:
     found: Policy = policy.parse(TEXT.replace("nudge = 0.05", "nudge = 0.1").replace("per_day = 1000.0", "per_day = 0.3"), "x")
-    assert units(found).tolist() == [[0, 100_000, 4_000_000, 20_000_000], [0, 0, 0, 250_000]]
-    assert limits(found).tolist() == [300_000, 8_000_000]
+    assert found.units_KT.tolist() == [[0, 100_000, 4_000_000, 20_000_000], [0, 0, 0, 250_000]]
+    assert found.limits_units_K.tolist() == [300_000, 8_000_000]
     assert 0.1 + 0.1 + 0.1 > 0.3  # what floats would make of three contacts

@@ -1,44 +1,161 @@
-"""Moments that ask for a decision: what plans one, what calls it off, that it is decided in time, and once."""
+"""Moments that ask for a decision: what the rows say of each, and that the order in which they are told does not matter."""
 
 import asyncio
-import json
-import time
-from datetime import datetime, timedelta
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from serving import occasions, schemas
-from serving.desk import LEASE_SECONDS, Desk
+from serving import inbox, occasions
+from serving.desk import Desk
+from serving.inbox import NewEvent
+from serving.occasions import Known, Spell
 from serving.online import DAY_SECONDS
 from serving.policy import Occasion
 from serving.sqlite_store import SqliteStore
-from tests.serving.test_decisions import Light, at_risk, light_shop, logged
+from tests.serving.test_decisions import at_risk, light_shop
 
-DAY = timedelta(days=1)
-BEGAN = {Occasion.FIRST_ORDER: DAY, Occasion.ANNIVERSARY: 365 * DAY}
-COMPLAINT = {"ticket_id": "t", "opened_at": "2026-01-01T00:00:00", "complaint": True}
+FIRST, ANNIVERSARY, SILENT, CART, COMPLAINT = Occasion
+UTC_ZONE = ZoneInfo("UTC")
+
+
+def days(*values: float) -> list[float]:
+    return [value * DAY_SECONDS for value in values]
+
+
+def spells(*pairs: tuple[float, ...]) -> list[Spell]:
+    """From a day on, or from one day to another."""
+    return [Spell(*days(*pair)) for pair in pairs]
+
+
+def looked(occasion: Occasion, known: Known, now: float, *served: float) -> tuple[list[float], float | None]:
+    """Days since which an occasion is there, and the day of the next look."""
+    look = occasions.look(occasion, known, now * DAY_SECONDS, set(days(*served)))
+    return [due / DAY_SECONDS for due in look.there], None if look.again is None else look.again / DAY_SECONDS
 
 
 @pytest.mark.parametrize(
-    ("table", "row", "first", "planned"),
+    ("occasion", "orders", "day", "there", "again"),
     [
-        ("orders", {}, True, {Occasion.CART_LEFT: None, Occasion.SILENT: 90 * DAY, **BEGAN}),
-        ("orders", {}, False, {Occasion.CART_LEFT: None, Occasion.SILENT: 90 * DAY}),
-        ("events", {"kind": "add_to_cart"}, False, {Occasion.CART_LEFT: DAY}),
-        ("events", {"kind": "pay"}, False, {Occasion.CART_LEFT: None}),
-        ("events", {"kind": "view"}, False, {}),
-        ("tickets", COMPLAINT, False, {Occasion.COMPLAINT: timedelta(0)}),
-        ("tickets", COMPLAINT | {"resolved_at": "2026-01-02T00:00:00"}, False, {Occasion.COMPLAINT: None}),
-        ("tickets", COMPLAINT | {"complaint": False}, False, {}),
-        ("reviews", {"rating": 1.0}, True, {}),
+        (FIRST, [(0,)], 0.9, [], 1),
+        (FIRST, [(0,)], 1, [1], None),
+        (FIRST, [(0,)], 3.9, [1], None),
+        (FIRST, [(0,)], 4, [], None),  # too late for thanks
+        (FIRST, [(0,), (0.5,)], 1, [], None),  # no longer the only one
+        (FIRST, [(0, 0.7), (0.5,)], 1.5, [1.5], None),  # the first was cancelled
+        (FIRST, [(0,), (0.5, 1.2)], 1, [], 1.2),  # the second will be
+        (FIRST, [(0,), (1.5,)], 1, [1], 1.5),  # what is not reached does not count
+        (ANNIVERSARY, [(0,), (100,)], 300, [], 365),
+        (ANNIVERSARY, [(100,), (0,)], 366, [365], 730),
+        (ANNIVERSARY, [(0, 50), (100,)], 366, [], 465),
+        (ANNIVERSARY, [(0,)], 368, [], 730),
+        (SILENT, [(0,), (5,)], 94, [], 95),
+        (SILENT, [(5,), (0,)], 124.9, [95], None),
+        (SILENT, [(5,), (0,)], 125, [], None),
+        (SILENT, [(0,), (5, 92)], 91, [], 92),
+        (SILENT, [(0,), (5, 92)], 92, [90], None),
     ],
 )
-def test_each_event_plans_and_calls_off_what_it_is_about(table: str, row: dict[str, Any], first: bool, planned: Any) -> None:
-    assert occasions.of_event(table, row, first) == planned
+def test_orders_say_what_is_there_and_when_to_look_again(
+    occasion: Occasion, orders: list[Any], day: float, there: list[float], again: float | None
+) -> None:
+    assert looked(occasion, Known(orders=spells(*orders)), day) == (there, again)
+
+
+@pytest.mark.parametrize(
+    ("carts", "pays", "orders", "day", "there", "again"),
+    [
+        ([0], [], [], 0.5, [], 1),
+        ([0], [], [], 1, [1], None),
+        ([0], [], [], 8, [], None),
+        ([0, 5], [], [], 5.5, [], 6),  # the last one counts
+        ([5], [4], [], 6, [6], None),
+        ([5], [5], [], 6, [], None),
+        ([5], [], [(5.5,)], 6, [], None),
+        ([5], [], [(5.5, 5.9)], 6, [6], None),  # a cancelled order is none
+        ([5], [6.5], [], 6, [6], 6.5),
+    ],
+)
+def test_a_cart_is_left_unless_a_payment_or_an_order_follows(
+    carts: list[float], pays: list[float], orders: list[Any], day: float, there: list[float], again: float | None
+) -> None:
+    known = Known(spells(*orders), (), days(*carts), days(*pays))
+    assert looked(CART, known, day) == (there, again)
+
+
+def test_every_complaint_is_there_until_it_is_resolved() -> None:
+    known = Known(complaints=spells((0,), (2, 4), (3,)))
+    assert looked(COMPLAINT, known, 3) == ([0, 2, 3], 4)
+    assert looked(COMPLAINT, known, 4) == ([0, 3], None)
+    assert looked(COMPLAINT, known, 30) == ([3], None)
+    assert looked(COMPLAINT, known, 4, 3) == ([0], None)  # an older one that was told later
+
+
+def test_what_was_decided_about_comes_back_only_as_another() -> None:
+    assert looked(SILENT, Known(orders=spells((0,))), 91, 90) == ([], None)
+    assert looked(SILENT, Known(orders=spells((0,), (5,))), 96, 90) == ([95], None)
+    assert looked(SILENT, Known(orders=spells((0,), (5, 6))), 96, 95) == ([], None)  # the same silence, which began earlier
+    assert looked(ANNIVERSARY, Known(orders=spells((0,))), 366, 365) == ([], 730)
+
+
+MOMENTS = st.integers(0, 300).map(lambda hours: hours * 10 * 3600.0)
+SPELLS = st.lists(st.builds(lambda start, more: Spell(start, start + more), MOMENTS, st.just(float("inf")) | MOMENTS), max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.builds(Known, SPELLS, SPELLS, st.lists(MOMENTS, max_size=3), st.lists(MOMENTS, max_size=3)),
+    MOMENTS,
+    st.sampled_from(Occasion),
+    st.sets(MOMENTS),
+)
+def test_no_occasion_comes_before_the_next_look(known: Known, now: float, occasion: Occasion, served: set[float]) -> None:
+    first = occasions.look(occasion, known, now, served)
+    served |= set(first.there)
+    for later in range(1, 600):
+        moment = now + later * 18_000
+        if first.again is not None and moment >= first.again:
+            break
+        assert occasions.look(occasion, known, moment, served).there == ()
+
+
+AT, NOW = "1970-04-11T00:00:00", 100.0
+"""Day 100."""
+COMPLAINED = {"ticket_id": "t", "opened_at": AT, "complaint": True}
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "now", "planned"),
+    [
+        ("orders", {"ordered_at": AT}, 100, {FIRST: 101, SILENT: 190, ANNIVERSARY: 101}),
+        ("orders", {"ordered_at": AT}, 150, {SILENT: 190, ANNIVERSARY: 151}),
+        ("orders", {"ordered_at": AT}, 1000, {ANNIVERSARY: 1001}),
+        ("orders", {"ordered_at": AT}, 830.5, {ANNIVERSARY: 830}),
+        ("orders", {"ordered_at": AT, "cancelled_at": "1970-04-13T00:00:00"}, 150, {FIRST: 102, SILENT: 102, ANNIVERSARY: 102, CART: 102}),
+        ("events", {"kind": "add_to_cart", "happened_at": AT}, 100, {CART: 101}),
+        ("events", {"kind": "add_to_cart", "happened_at": AT}, 108, {}),
+        ("events", {"kind": "pay", "happened_at": AT}, 100, {}),
+        ("tickets", COMPLAINED, 100, {COMPLAINT: 100}),
+        ("tickets", COMPLAINED, 130, {}),
+        ("tickets", COMPLAINED | {"complaint": False}, 100, {}),
+        ("reviews", {"rating": 1.0}, 100, {}),
+    ],
+)
+def test_a_row_plans_a_look_no_later_than_it_can_bring_something(
+    table: str, row: dict[str, Any], now: float, planned: dict[Any, float]
+) -> None:
+    found = occasions.of_event(table, row, UTC_ZONE, now * DAY_SECONDS)
+    assert {occasion: look / DAY_SECONDS for occasion, look in found.items()} == planned
 
 
 def test_who_has_an_occasion_today_is_told_from_the_feature_table() -> None:
@@ -58,222 +175,127 @@ def test_who_has_an_occasion_today_is_told_from_the_feature_table() -> None:
     assert found[Occasion.COMPLAINT] == [False] * 5  # the table has no tickets
 
 
-class Clock:
-    """A moment that the test moves; it begins now, because live features are those of now."""
-
-    def __init__(self) -> None:
-        self.now = time.time()
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Light:
-    return light_shop(tmp_path_factory)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(scope="module")
-def one_desk(shop: Light, tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    return shop.desk(tmp_path_factory.mktemp("desk") / "online.db")
-
-
-@pytest.fixture
-def desk(one_desk: Desk, clock: Clock, tmp_path: Path) -> Desk:
-    """The desk with an empty store and the test's clock."""
-    one_desk.store = one_desk.decider.store = SqliteStore(tmp_path / "online.db")
-    one_desk.decider.clock = clock
-    return one_desk
-
-
-def moment(desk: Desk, days_ago: float = 0.0) -> str:
-    """Local time of the shop."""
-    at = datetime.fromtimestamp(desk.decider.clock() - days_ago * DAY_SECONDS, desk.champions.current.zone)
-    return at.replace(tzinfo=None).isoformat()
-
-
-def tell(desk: Desk, customer: str, table: str, row: dict[str, Any], id: str = "e") -> dict[str, int]:
-    body = {"events": [{"event_id": id, "customer_id": customer, "table": table, "row": row}]}
-    return asyncio.run(desk.add_events(schemas.EventsRequest.model_validate_json(json.dumps(body)).events))
-
-
-def order(desk: Desk, days_ago: float = 0.0, id: str = "new-1") -> dict[str, Any]:
-    return {"order_id": id, "ordered_at": moment(desk, days_ago), "lines": [{"product_id": "p", "quantity": 1, "amount": 20.0}]}
-
-
-def planned(desk: Desk) -> dict[tuple[str, str], float]:
-    """Days from now at which occasions are due, by customer and occasion."""
-    found = desk.store._db.execute("SELECT customer, occasion, at FROM due").fetchall()  # type: ignore[attr-defined]
-    return {(customer, occasion): round((at - desk.decider.clock()) / DAY_SECONDS, 3) for customer, occasion, at in found}
-
-
-def due(desk: Desk) -> int:
-    return asyncio.run(desk.decide_due())
-
-
-def somebody(desk: Desk) -> str:
-    return at_risk(desk.champions.current, 1)[0]
-
-
-def test_an_order_plans_the_silence_and_calls_off_the_cart(desk: Desk) -> None:
-    name = somebody(desk)
-    tell(desk, name, "events", {"kind": "add_to_cart", "happened_at": moment(desk)}, "e1")
-    assert planned(desk) == {(name, "cart_left"): 1.0}
-    tell(desk, name, "orders", order(desk), "e2")
-    assert planned(desk) == {(name, "silent_90d"): pytest.approx(90.0, abs=0.05)}  # the clocks may change meanwhile
-
-
-def test_a_complaint_is_due_at_once_and_its_resolution_calls_it_off(desk: Desk) -> None:
-    name = somebody(desk)
-    ticket = {"ticket_id": "t", "opened_at": moment(desk), "complaint": True}
-    tell(desk, name, "tickets", ticket, "e1")
-    assert planned(desk) == {(name, "complaint_open"): 0.0}
-    tell(desk, name, "tickets", ticket | {"resolved_at": moment(desk)}, "e2")
-    assert planned(desk) == {}
-
-
-def test_an_event_told_again_plans_nothing_anew(desk: Desk) -> None:
-    name = somebody(desk)
-    cart = {"kind": "add_to_cart", "happened_at": moment(desk)}
-    assert tell(desk, name, "events", cart)["accepted"] == 1
-    desk.store.cancel_occasion(name, "cart_left")
-    assert tell(desk, name, "events", cart)["known"] == 1
-    assert planned(desk) == {}
-
-
-def test_the_first_order_of_a_new_customer_plans_thanks_and_the_anniversary(desk: Desk) -> None:
-    tell(desk, "nobody-yet", "orders", order(desk))
-    assert {occasion: days for (_, occasion), days in planned(desk).items()} == {
-        "first_order_24h": 1.0,
-        "anniversary": pytest.approx(365.0, abs=0.05),
-        "silent_90d": pytest.approx(90.0, abs=0.05),
-    }
-
-
-def test_a_second_order_is_no_first_one(desk: Desk) -> None:
-    tell(desk, "nobody-yet", "orders", order(desk, 0.5), "e1")
-    tell(desk, "nobody-yet", "orders", order(desk, 0.0, "new-2"), "e2")
-    found = {occasion: days for (_, occasion), days in planned(desk).items()}
-    assert found["first_order_24h"] == 0.5
-    tell(desk, somebody(desk), "orders", order(desk), "e3")
-    assert (somebody(desk), "first_order_24h") not in planned(desk)
-
-
-def test_who_browsed_before_the_first_order_has_a_first_order_too(desk: Desk) -> None:
-    tell(desk, "nobody-yet", "events", {"kind": "view", "happened_at": moment(desk, 0.1)}, "e1")
-    tell(desk, "nobody-yet", "orders", order(desk), "e2")
-    assert "first_order_24h" in {occasion for _, occasion in planned(desk)}
-
-
-def test_who_comes_back_after_years_has_no_first_order(desk: Desk, shop: Light) -> None:
-    name = desk.champions.current.pseudonyms("long-gone")
-    desk.store.put_histories([(name, "orders", b"an old order")])
-    tell(desk, "long-gone", "orders", order(desk))
-    assert "first_order_24h" not in {occasion for _, occasion in planned(desk)}
-
-
-def test_an_order_cancelled_calls_off_what_it_planned(desk: Desk) -> None:
-    row = order(desk, 0.2)
-    tell(desk, "nobody-yet", "orders", row, "e1")
-    tell(desk, "nobody-yet", "orders", row | {"cancelled_at": moment(desk)}, "e2")
-    assert "first_order_24h" not in {occasion for _, occasion in planned(desk)}
-
-
-def test_nothing_is_decided_before_it_is_due(desk: Desk, clock: Clock) -> None:
-    tell(desk, somebody(desk), "events", {"kind": "add_to_cart", "happened_at": moment(desk)})
-    clock.now += 0.99 * DAY_SECONDS
-    assert due(desk) == 0
-    clock.now += 0.02 * DAY_SECONDS
-    assert due(desk) == 1
-
-
-def test_a_due_occasion_is_decided_by_the_service_and_logged_as_such(desk: Desk, clock: Clock) -> None:
-    name = somebody(desk)
-    tell(desk, name, "orders", order(desk, 40.0), "e0")  # without an order of the last year there are no live features
-    tell(desk, name, "tickets", {"ticket_id": "t", "opened_at": moment(desk), "complaint": True}, "e1")
-    clock.now += 0.001  # the moment told is rounded to a microsecond
-    assert due(desk) == 1
-    (body,) = desk.store.decisions_of(name, 9)
-    assert (body["occasion"], body["situation"]["p"] >= 0) == ("complaint_open", True)
-    assert "low_risk" not in body["blocked"].values()
-
-
-def test_fifty_due_at_once_are_each_decided_once(desk: Desk, clock: Clock) -> None:
-    names = at_risk(desk.champions.current, 50)
-    for name in names:
-        desk.store.plan_occasion(name, "silent_90d", clock.now - 1)
-    asyncio.run(_twice(desk))
-    clock.now += LEASE_SECONDS + 1
-    assert due(desk) == 0
-    assert planned(desk) == {}
-    log = logged(desk.store.file)  # type: ignore[attr-defined]
-    assert sorted(one["customer"] for one in log) == sorted(names)
-
-
-async def _twice(desk: Desk) -> None:
-    """Two workers ask in turn."""
-    done = await asyncio.gather(desk.decide_due(), desk.decide_due())
-    assert sorted(done) == [0, 50]
-
-
-def test_what_a_worker_took_and_did_not_finish_is_decided_by_another_after_the_lease(desk: Desk, clock: Clock) -> None:
-    name = somebody(desk)
-    desk.store.plan_occasion(name, "silent_90d", clock.now)
-    assert desk.store.take_due(clock.now, 10, LEASE_SECONDS) == [(name, "silent_90d")]  # and was killed
-    assert due(desk) == 0
-    clock.now += LEASE_SECONDS
-    assert (due(desk), due(desk)) == (1, 0)
-    assert len(desk.store.decisions_of(name, 9)) == 1
-
-
-def test_who_was_erased_has_no_occasion(desk: Desk, clock: Clock) -> None:
-    name = somebody(desk)
-    desk.store.plan_occasion(name, "silent_90d", clock.now)
-    desk.store.erase(name)
-    assert tell(desk, name, "events", {"kind": "add_to_cart", "happened_at": moment(desk)}) == {
-        "accepted": 0,
-        "known": 0,
-        "erased": 1,
-        "unknown": 0,
-        "nobody": 0,
-    }
-    assert (due(desk), planned(desk), desk.store.position()) == (0, {}, 0)
-
-
-def test_a_new_customers_first_order_is_decided_about_a_day_later(desk: Desk, clock: Clock) -> None:
-    tell(desk, "nobody-yet", "orders", order(desk, 1.1))
-    assert due(desk) == 1
-    (body,) = desk.store.decisions_of(desk.champions.current.pseudonyms("nobody-yet"), 9)
-    assert body["occasion"] == "first_order_24h"
-
-
-def test_one_that_fails_does_not_keep_the_others_waiting(desk: Desk, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, *others = at_risk(desk.champions.current, 4)
-    for place, name in enumerate((first, *others)):
-        desk.store.plan_occasion(name, "silent_90d", clock.now - 10 + place)
-    desk.store.put_histories([(first, "orders", b"a broken record batch")])
-    tell(desk, first, "events", {"kind": "view", "happened_at": moment(desk)})
-    for _ in range(2):
-        with_error = asyncio.run(_tried(desk))
-        clock.now += LEASE_SECONDS
-    assert isinstance(with_error, int)
-    assert {one["customer"] for one in logged(desk.store.file)} >= set(others)  # type: ignore[attr-defined]
-
-
-async def _tried(desk: Desk) -> int | Exception:
-    try:
-        return await desk.decide_due()
-    except Exception as error:
-        return error
-
-
 def test_an_occasion_of_today_needs_no_source_it_does_not_have() -> None:
     empty = pa.table({"recency_days": pa.array([], pa.float64())})
     for one in Occasion:
         assert occasions.today(one, empty).tolist() == []
     assert occasions.today(Occasion.SILENT, pa.table({"recency_days": [np.nan]})).tolist() == [False]
+
+
+TICKS, HOUR = 100, 3600.0
+START = datetime.now().timestamp() // HOUR * HOUR
+"""Live features are those of now; events lie at full hours, the clock looks half an hour later."""
+
+
+@dataclass(frozen=True)
+class Happened:
+    """An order, a complaint, an addition to the cart or a payment, in hours from the start, and the end of the first two."""
+
+    kind: str
+    start: int
+    end: int | None = None
+
+    def counts(self, now: float) -> bool:
+        return self.start <= now and (self.end is None or now < self.end)
+
+
+def must_be_decided(happened: Sequence[Happened]) -> list[tuple[int, str]]:
+    """(day, occasion) of all that must be decided, told in plain words; hours throughout."""
+    if not any(one.kind == "order" and one.start > -365 * 24 and one.counts(0.5) for one in happened):
+        return []  # who has no order of the last year cannot be scored
+    done: dict[str, set[int]] = {occasion: set() for occasion in Occasion}
+    decided = []
+    for day in range(TICKS):
+        now = day * 24 + 0.5
+        for occasion, since in _there([one for one in happened if one.counts(now)], now).items():
+            new = {moment for moment in since if occasion == "complaint_open" or moment > max(done[occasion], default=-(10**9))} - done[
+                occasion
+            ]
+            done[occasion] |= new
+            decided += [(day, occasion)] if new else []
+    return sorted(decided)
+
+
+def _there(there: Sequence[Happened], now: float) -> dict[str, list[int]]:
+    """The hours since which each occasion is there, of what counts now."""
+    orders, carts, pays, complaints = (
+        sorted(one.start for one in there if one.kind == kind) for kind in ("order", "cart", "pay", "complaint")
+    )
+    came = {"complaint_open": [opened for opened in complaints if now < opened + 30 * 24]}
+    if len(orders) == 1 and 24 <= now - orders[0] < 4 * 24:
+        came["first_order_24h"] = [orders[0]]
+    if orders and 90 * 24 <= now - orders[-1] < 120 * 24:
+        came["silent_90d"] = [orders[-1]]
+    if orders and now - orders[0] >= 365 * 24 and (now - orders[0]) % (365 * 24) < 3 * 24:
+        came["anniversary"] = [orders[0] + int((now - orders[0]) // (365 * 24)) * 365 * 24]
+    if carts and 24 <= now - carts[-1] < 8 * 24 and not [one for one in orders + pays if one >= carts[-1]]:
+        came["cart_left"] = [carts[-1]]
+    return came
+
+
+def happened_on(kinds: str, days: st.SearchStrategy[int], lasts: st.SearchStrategy[Any]) -> Any:
+    """Something of some kinds on some days from the start, at any hour; what ends does so that many hours later."""
+    starts = st.builds(lambda day, hour: day * 24 + hour, days, st.integers(0, 23))
+    return st.builds(lambda kind, start, more: Happened(kind, start, more and start + more), st.sampled_from(kinds.split()), starts, lasts)
+
+
+OPEN_OR_ENDED = st.none() | st.integers(1, 300)
+ORDERED = happened_on("order", st.integers(-363, -270) | st.integers(-125, 5) | st.integers(-6, 5), OPEN_OR_ENDED)
+AROUND = happened_on("complaint order", st.integers(-6, 30), OPEN_OR_ENDED) | happened_on("cart cart pay", st.integers(-6, 30), st.none())
+HAPPENED = st.tuples(ORDERED, st.lists(AROUND, min_size=1, max_size=6)).map(lambda pair: [pair[0], *pair[1]])
+
+
+def rows(happened: Sequence[Happened], zone: ZoneInfo) -> list[tuple[str, dict[str, Any]]]:
+    """(canonical table, row) of each event, what has an end also as it was before."""
+
+    def at(hour: int) -> str:
+        return datetime.fromtimestamp(START + hour * HOUR, zone).replace(tzinfo=None).isoformat()
+
+    made = []
+    for number, one in enumerate(happened):
+        table, row, end = {
+            "order": ("orders", {"order_id": f"o{number}", "ordered_at": at(one.start), "amount": 20.0}, "cancelled_at"),
+            "complaint": ("tickets", {"ticket_id": f"t{number}", "opened_at": at(one.start), "complaint": True}, "resolved_at"),
+        }.get(one.kind, ("events", {"kind": "pay" if one.kind == "pay" else "add_to_cart", "happened_at": at(one.start)}, ""))
+        made.append((table, row))
+        made += [] if one.end is None else [(table, row | {end: at(one.end)})]
+    return made
+
+
+def is_clear(hour: int, zone: ZoneInfo) -> bool:
+    """Whether the local time of an hour exists once (of two the first is taken), and is not that at which the test runs."""
+    local = datetime.fromtimestamp(START + hour * HOUR, zone).replace(tzinfo=None)
+    return hour not in range(6) and local.replace(tzinfo=zone).timestamp() == START + hour * HOUR
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return light_shop(tmp_path_factory).desk(tmp_path_factory.mktemp("desk") / "online.db")
+
+
+def decided(desk: Desk, told: Sequence[tuple[str, dict[str, Any]]], folder: str) -> list[tuple[int, str]]:
+    """(day, occasion) of all that a service decides that is told everything at the start, and then looks once a day."""
+    store, engine, name = SqliteStore(Path(folder) / "online.db"), desk.champions.current, at_risk(desk.champions.current, 1)[0]
+    desk.store = desk.decider.store = store
+    inbox.keep(engine, store, [NewEvent(name, str(number), *event) for number, event in enumerate(told)], START)
+    asyncio.run(_day_by_day(desk))
+    found = [(datetime.fromisoformat(one["at"]).timestamp(), one["occasion"]) for one in store.decisions_of(name, 999)]
+    return sorted((round((at - START) / DAY_SECONDS - 1 / 48), occasion) for at, occasion in found)
+
+
+async def _day_by_day(desk: Desk) -> None:
+    for day in range(TICKS):
+        desk.decider.clock = lambda now=START + (day * 24 + 0.5) * HOUR: now  # type: ignore[misc]
+        await desk.decide_due()
+
+
+@settings(max_examples=40, deadline=None)
+@given(HAPPENED, st.randoms(use_true_random=False))
+def test_the_order_of_telling_does_not_matter(desk: Desk, happened: list[Happened], order: random.Random) -> None:
+    zone = desk.champions.current.zone
+    happened = [one for one in happened if all(is_clear(hour, zone) for hour in (one.start, one.end or one.start))]
+    told, must = rows(happened, zone), must_be_decided(happened)
+    for _ in range(2):
+        with TemporaryDirectory() as folder:
+            assert decided(desk, told, folder) == must
+        order.shuffle(told)

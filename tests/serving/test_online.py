@@ -35,9 +35,9 @@ class OnlineStoreTests:
         assert (store.position(), store.known(), store.fresh(["a"]), store.erased(["a"])) == (0, set(), set(), set())
 
     def test_an_exception_undoes_the_whole_transaction(self, store: OnlineStore) -> None:
-        store.spend("d", {"budget": 5})
+        store.charge([(None, "d", "budget", 5, False)])
         with pytest.raises(RuntimeError), store.transaction():  # noqa: PT012
-            store.spend("d", {"budget": 7})
+            store.charge([(None, "d", "budget", 7, False)])
             store.record([("id", 1.0, "a", "{}", None)])
             store.add_contacts([("a", 1.0, 1, MAIL, False, "id")])
             raise RuntimeError
@@ -141,14 +141,6 @@ class OnlineStoreTests:
         store.erase("x")
         assert store.knows([*"heczkdx", "own", "other", "nobody"]) == {*"heczkdx", "own", "other"}
 
-    def test_orders_told_since_are_known_by_first_and_last_and_those_of_the_batch_by_a_word(self, store: OnlineStore) -> None:
-        for number in range(50):
-            store.add_events("a", [(f"e{number}", "orders", {"order_id": f"o{number:02d}"})], 1.0)
-        store.add_events("a", [("v", "events", {"order_id": "zz"})], 1.0)
-        assert store.ordered(["a"]) == (False, {"o00", "o49"})
-        store.put_histories([("b", "tickets", b"1"), ("c", "orders", b"1")])
-        assert (store.ordered(["b"]), store.ordered(["b", "c"]), store.ordered(["d"])) == ((False, set()), (True, set()), (False, set()))
-
     def test_a_word_for_any_channel_overrules_older_words_for_one(self, store: OnlineStore) -> None:
         store.set_consents([("a", "marketing", SMS, True, 10.0), ("a", "marketing", MAIL, True, 30.0), ("a", "marketing", "", False, 20.0)])
         assert store.standing(["a"], "marketing", 0)[0].consents == {"": False, MAIL: True}
@@ -177,12 +169,12 @@ class OnlineStoreTests:
 
     def test_a_new_load_forgets_the_batchs_contacts_and_keeps_our_own(self, store: OnlineStore) -> None:
         store.add_contacts([("a", 1.0, 1, MAIL, False, None), ("a", 2.0, 2, SMS, False, "ours")])
-        store.forget_contacts()
+        store.forget_contacts(9.0)
         assert [one.channel for one in store.standing(["a"], "marketing", 0)[0].contacts] == [SMS]
 
     def test_a_days_use_adds_up_by_resource(self, store: OnlineStore) -> None:
-        for day, used in (("d", {"budget": 5, "concierge": 0}), ("d", {"budget": 7, "concierge": 2}), ("e", {"budget": 1})):
-            store.spend(day, used)
+        used = (("d", "budget", 5), ("d", "budget", 7), ("d", "concierge", 2), ("e", "budget", 1))
+        store.charge((f"id{number}", *one, False) for number, one in enumerate(used))
         assert (store.spent("d"), store.spent("e")) == ({"budget": 12, "concierge": 2}, {"budget": 1})
 
     def test_the_feed_gives_decisions_in_the_order_of_the_log(self, store: OnlineStore) -> None:
@@ -220,14 +212,12 @@ class OnlineStoreTests:
         store.cancel_occasion("a", "cart_left")
         assert store.take_due(69.0, 10, 30.0) == [("b", "silent_90d")]
 
-    def test_an_occasion_planned_again_moves_and_the_earliest_come_first(self, store: OnlineStore) -> None:
-        store.plan_occasion("a", "cart_left", 10.0)
-        store.plan_occasion("a", "cart_left", 30.0)
-        store.plan_occasion("b", "cart_left", 20.0)
-        store.plan_occasion("c", "cart_left", 25.0)
+    def test_of_two_looks_planned_the_earlier_stays_and_the_earliest_come_first(self, store: OnlineStore) -> None:
+        for name, look in (("a", 30.0), ("a", 40.0), ("b", 50.0), ("b", 20.0), ("c", 25.0)):
+            store.plan_occasion(name, "cart_left", look)
         assert store.take_due(15.0, 10, 99.0) == []
-        assert [name for name, _ in store.take_due(40.0, 2, 99.0)] == ["b", "c"]
-        assert [name for name, _ in store.take_due(40.0, 2, 99.0)] == ["a"]
+        assert [name for name, _ in store.take_due(45.0, 2, 99.0)] == ["b", "c"]
+        assert [name for name, _ in store.take_due(45.0, 2, 99.0)] == ["a"]
 
     def test_an_occasion_is_the_persons_under_whichever_id_it_was_planned(self, store: OnlineStore) -> None:
         for name in "ab":
@@ -235,9 +225,16 @@ class OnlineStoreTests:
             store.plan_occasion(name, "silent_90d", 10.0)
         store.set_persons([("b", "a")])
         store.cancel_occasion("a", "cart_left")
-        store.plan_occasion("b", "silent_90d", 20.0)
-        assert store.take_due(15.0, 10, 99.0) == []
-        assert store.take_due(20.0, 10, 99.0) == [("b", "silent_90d")]
+        assert store.take_due(15.0, 10, 99.0) == [("a", "silent_90d"), ("b", "silent_90d")]
+        store.serve_occasion("a", "silent_90d", [3.0])
+        store.serve_occasion("b", "silent_90d", [3.0, 4.5])
+        assert (store.served("b", "silent_90d"), store.served("b", "cart_left"), store.served("c", "silent_90d")) == (
+            {3.0, 4.5},
+            set(),
+            set(),
+        )
+        store.erase("b")
+        assert (store.served("a", "silent_90d"), store.take_due(1e12, 10, 1.0)) == (set(), [])
 
     def test_an_erased_customer_is_gone_from_everywhere_and_nobody_else_is(self, store: OnlineStore) -> None:
         for name in ("a", "b"):
@@ -264,6 +261,7 @@ def fill(store: OnlineStore, name: str) -> None:
     store.record([(f"id-{name}", 1.0, name, f'{{"pseudonym": "{name}"}}', name.encode())])
     store.add_outcome(f"id-{name}", "responded", 1.0, None)
     store.plan_occasion(name, "cart_left", 1.0)
+    store.serve_occasion(name, "cart_left", [0.5])
 
 
 @pytest.fixture
@@ -289,7 +287,7 @@ from pathlib import Path
 from serving.sqlite_store import SqliteStore
 store = SqliteStore(Path({str(file)!r}))
 with store.transaction():
-    store.spend("d", {{"budget": 7}})
+    store.charge([(None, "d", "budget", 7, False)])
     print("in", flush=True)
     sys.stdin.readline()
 print("out", flush=True)
@@ -309,7 +307,7 @@ def test_another_process_waits_for_a_transaction_and_sees_nothing_of_it_before(f
     def spend() -> None:
         with store.transaction():
             done.append(store.spent("d"))
-            store.spend("d", {"budget": 5})
+            store.charge([(None, "d", "budget", 5, False)])
 
     thread = threading.Thread(target=spend)
     thread.start()
@@ -325,7 +323,7 @@ def test_a_process_killed_in_a_transaction_leaves_nothing_of_it(file: Path, chil
     child.kill()
     child.wait()
     store = SqliteStore(file)
-    store.spend("d", {"budget": 1})
+    store.charge([(None, "d", "budget", 1, False)])
     assert store.spent("d") == {"budget": 1}
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from serving import decide, decisions, policy
 from serving.decide import SEGMENTS, Situation
 from serving.online import DAY_SECONDS, PastContact, Standing
 from serving.policy import CHANNELS, TIERS, Policy
+from serving.standings import Moment, standings
 from tests.serving.test_policy_files import File, cap, told
 
 NOW, N = 1_800_000_000.0, 400
@@ -211,17 +213,17 @@ def test_the_shipped_file_is_beyond_doubt() -> None:
 
 
 def made_up(rules: Policy) -> Situation:
-    """Customers of every kind, with one to five contacts of the last months, under a policy."""
+    """Customers of every kind, with up to five contacts of the last months, under a policy."""
     rng = np.random.default_rng(14)
     known = [Standing({}, contacts(rng)) for _ in range(N)]
     segment = rng.integers(0, len(SEGMENTS), N)
-    standings = decisions.standings(rules, known, segment.tolist(), None, NOW, False)
+    fields = standings(Moment(rules, NOW, ZoneInfo("UTC"), False), known, segment.tolist(), None)
     touched_NP = rng.random((N, len(TOUCHPOINTS))) < 0.1
-    return Situation(rng.random(N) * 0.999, rng.lognormal(4, 2, N), segment, touched_NP, rng.random(N) * 400, **standings)
+    return Situation(rng.random(N) * 0.999, rng.lognormal(4, 2, N), segment, touched_NP, rng.random(N) * 400, **fields)
 
 
 def contacts(rng: np.random.Generator) -> list[PastContact]:
-    days_ago = sorted(rng.random(rng.integers(1, 6)) ** 2 * 150, reverse=True)
+    days_ago = sorted(rng.random(rng.integers(0, 6)) ** 2 * 150, reverse=True)
     return [
         PastContact(NOW - days * DAY_SECONDS, int(rng.integers(1, 4)), str(rng.choice(CHANNELS)), bool(rng.random() < 0.7))
         for days in days_ago
@@ -232,7 +234,9 @@ def decided(rules: Policy, most: int) -> set[str]:
     """Tiers and channels of the contacts that are made with at most so much left of each of a day's resources."""
     s = made_up(rules)
     left_K = np.minimum(rules.limits_units_K, most * policy.UNITS)
-    tiers, found = decisions.afford(rules, decide.options(rules, s), np.zeros(len(rules.resources)), left_K)
+    options = decide.options(rules, s)
+    assert not options.day_NT.any()
+    tiers, found = decisions.afford(rules, options, np.zeros((1, len(rules.resources))), left_K[None])
     assert (rules.units_KT[:, tiers].sum(axis=1) <= left_K).all()
     rows = np.flatnonzero(tiers)
     return {TIERS[tier] for tier in tiers[rows]} | {CHANNELS[channel] for channel in found.channel_NT[rows, tiers[rows]]}

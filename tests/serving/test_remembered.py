@@ -30,11 +30,13 @@ def test_contacts_are_remembered_as_long_as_a_policy_may_look_back() -> None:
     with duckdb.connect() as connection:
         connection.execute("CREATE TABLE orders (customer_id TEXT, ordered_at TIMESTAMP, arrived_at TIMESTAMP)")
         connection.execute(
-            "CREATE TABLE contacts (customer_id TEXT, sent_at TIMESTAMP, arrived_at TIMESTAMP, tier INT, channel TEXT, clicked_at TIMESTAMP,"
+            "CREATE TABLE contacts (contact_id TEXT, decision_id TEXT, customer_id TEXT, sent_at TIMESTAMP, arrived_at TIMESTAMP, tier INT, channel TEXT, clicked_at TIMESTAMP,"
             " converted_at TIMESTAMP, response_arrived_at TIMESTAMP)"
         )
         for days in (1, 121, REMEMBERED_DAYS - 1, REMEMBERED_DAYS + 1):
-            connection.execute("INSERT INTO contacts VALUES ('a', $1, $1, 1, 'sms', NULL, NULL, NULL)", [LAST - timedelta(days=days)])
+            connection.execute(
+                "INSERT INTO contacts VALUES ($2, NULL, 'a', $1, $1, 1, 'sms', NULL, NULL, NULL)", [LAST - timedelta(days=days), str(days)]
+            )
         connection.execute("CREATE SCHEMA moments")
         for name in ("orders", "contacts"):
             connection.execute(f"CREATE VIEW moments.{name} AS FROM main.{name}")

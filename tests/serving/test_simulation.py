@@ -135,8 +135,8 @@ def test_the_figures_are_those_of_the_customers_chosen_added_up_by_hand(world: W
     scored = world.engine.of_table(rows)
     s = world.engine.situations([(scored, place) for place in range(len(scored))], decide.open_standings(len(scored)))
     options = decide.options(POLICY, s)
-    limits_K = np.array([budget, *POLICY.limits_K[1:]])
-    tiers = Budgeted().choose(options.allowed_NT, s.p, POLICY.use_KT, limits_K).tiers
+    limits_K = np.array([300_000_000, *POLICY.limits_units_K[1:]])  # millionths
+    tiers = Budgeted().choose(options.allowed_NT, s.p, POLICY.units_KT, limits_K, scored.customer_id).tiers
     contacts, truth = np.flatnonzero(tiers), truth_of(world, scored.customer_id)
     cost = sum(POLICY.cost_T[tiers[row]] for row in contacts)
     left, p_N = rows["churned"].to_numpy(), true_churn_probability(truth, manifest.test, manifest.horizon_days)  # type: ignore[arg-type]
