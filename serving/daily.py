@@ -102,15 +102,20 @@ class Round:
         store = self.decider.store
         for name in ("places", "ids"):  # who was erased or joined since an attempt before
             self.__dict__.pop(name, None)
-        before = store.position(), store.consents_state()
+        before = self._state()
         made = self._make()
         with replacing(out) as temporary:
             self._write(temporary, made)
             with nullcontext() if alone else store.transaction():
-                if (store.position(), store.consents_state()) != before:
+                if self._state() != before:
                     raise _Moved
                 self._keep(made)
         return self._day(made)
+
+    def _state(self) -> tuple[Any, ...]:
+        """What must be the same when the contacts are kept as when they were decided."""
+        store = self.decider.store
+        return store.position(), store.consents_state(), store.contacts_state()
 
     @cached_property
     def scored(self) -> Scored:

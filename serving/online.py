@@ -278,6 +278,10 @@ class OnlineStore(ABC):
         """Changes with every consent given or withdrawn and every erasure."""
 
     @abstractmethod
+    def contacts_state(self) -> tuple[int, ...]:
+        """Changes with every contact that is added, dropped, or found to have failed or to have been made."""
+
+    @abstractmethod
     def known(self) -> set[str]:
         """Customers whose person has a consent, a contact or a time zone."""
 

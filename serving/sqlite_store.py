@@ -427,6 +427,9 @@ class SqliteStore(OnlineStore):
         consents = self._db.execute("SELECT count(*), coalesce(max(since), 0), coalesce(sum(granted), 0) FROM consent").fetchone()
         return (*consents, *self._db.execute("SELECT count(*) FROM erased").fetchone())
 
+    def contacts_state(self) -> tuple[int, ...]:  # noqa: D102
+        return tuple(self._db.execute("SELECT count(*), coalesce(max(rowid), 0), coalesce(sum(failed), 0) FROM contact").fetchone())
+
     def known(self) -> set[str]:  # noqa: D102
         tables = ("consent", "contact", "home")
         found = {one for table in tables for (one,) in self._db.execute(f"SELECT DISTINCT customer FROM {table}")}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sqlite3
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
@@ -106,6 +107,30 @@ def test_what_a_strategy_decides_is_not_laid_to_a_budget_that_never_binds(
         best = max(("none", "nudge", "offer", "concierge"), key=lambda tier: row[f"expected_gain_{tier}"])
         why = row[f"blocked_{best}"] if best != "none" else ""
         assert row["binding"] == ("" if best == row["tier"] else why or strategy.own)
+
+
+def test_contacts_that_the_shop_tells_of_meanwhile_make_the_round_start_over(shop: Light, store: SqliteStore, tmp_path: Path) -> None:
+    names, told = at_risk(shop.engine), []
+
+    def tell(text: str) -> None:
+        if text.startswith("allocated") and not told:  # four contacts of the last days: the cap is reached
+            told.extend((name, NOW - day * DAY_SECONDS, 1, "e-mail", True, None) for name in names for day in (4, 5, 6, 7))
+            store.add_contacts(told)
+
+    day = round_of(shop, store, progress=tell).run(tmp_path / "day.parquet")
+    assert not {row["customer_id"] for row in contacted(tmp_path / "day.parquet").values()} & set(names)
+    assert day.given_up["contact_cap"] > 0
+
+
+def test_the_expected_gains_of_the_file_are_those_of_the_formula(shop: Light, store: SqliteStore, tmp_path: Path) -> None:
+    round_of(shop, store).run(tmp_path / "day.parquet")
+    told = tomllib.loads(TEXT)
+    found = rows(tmp_path / "day.parquet")
+    for row in found[:: len(found) // 200]:
+        for tier, cost in told["costs"].items():
+            gain = row["churn_probability"] * told["effects"][row["segment"]][tier] * row["customer_value"] - cost
+            assert row[f"expected_gain_{tier}"] == pytest.approx(gain, rel=1e-9, abs=1e-9)
+        assert row["expected_gain_none"] == 0.0
 
 
 def test_a_strategy_that_runs_out_says_of_what(shop: Light, store: SqliteStore, tmp_path: Path) -> None:
