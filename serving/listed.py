@@ -66,7 +66,7 @@ def _given_up(matched: Iterable[KeptContact], ids: set[str]) -> Iterator[Listed]
     """Contacts that were taken for one of ours until another named its decision, and are not listed again: they are the shop's own."""
     for mine in matched:
         if mine.listed is not None and mine.listed not in ids:
-            yield Listed(str(mine.listed), mine.customer, mine.at, mine.channel, mine.tier, mine.answered)
+            yield Listed(str(mine.listed), mine.customer, mine.at, mine.channel, mine.told_tier, mine.answered)
 
 
 def _day(moment: float, zone: ZoneInfo) -> date:

@@ -70,6 +70,8 @@ class KeptContact:
     decision: str | None
     listed: str | None
     answered: bool
+    told_tier: int | None
+    """As the shop tells it, which may not tell it."""
 
 
 @dataclass(frozen=True)

@@ -266,7 +266,8 @@ def test_a_guess_is_given_up_for_the_contact_that_names_the_decision(played: Pla
     for told in ([guess], [guess, named] if again else [named]):
         with played.store.transaction():
             listed.keep(played.store, told, BERLIN, played.now)
-    assert {(row.listed, row.decision) for row in played.store.contacts()} == {("s-1", None), ("s-2", one["decision_id"])}
+    kept = {(row.listed, row.decision, row.tier) for row in played.store.contacts()}
+    assert kept == {("s-1", None, 1), ("s-2", one["decision_id"], TIERS.index(one["tier"]))}
 
 
 def test_another_channel_tier_or_day_is_another_contact(played: Played) -> None:
