@@ -33,16 +33,12 @@ def keep(store: OnlineStore, listed: Sequence[Listed], zone: ZoneInfo, came: flo
 
 def _matched(store: OnlineStore, listed: Sequence[Listed], ours: Sequence[KeptContact], zone: ZoneInfo) -> dict[str, int]:
     """Our contact's number by the listed one's id: those that name the decision first, then those matched before, then the rest."""
-    found: dict[str, int] = {}
-    taken: set[int] = set()
     by_decision = {one.decision: one.number for one in ours}
-    before = {one.listed: one.number for one in ours if one.listed}
-    for numbers, names in ((by_decision, [one.decision for one in listed]), (before, [one.id for one in listed])):
-        for one, name in zip(listed, names, strict=True):
-            number = numbers.get(name or "")
-            if one.id not in found and number is not None and number not in taken:
-                found[one.id] = number
-                taken.add(number)
+    found = {one.id: by_decision[one.decision] for one in listed if one.decision in by_decision}
+    taken = set(found.values())
+    before = {one.listed: one.number for one in ours if one.listed and one.number not in taken}
+    found |= {one.id: before[one.id] for one in listed if one.id not in found and one.id in before}
+    taken |= set(found.values())
     left = [one for one in ours if one.listed is None and one.number not in taken]
     return found | _alike(store, [one for one in listed if one.id not in found], left, zone)
 
@@ -65,7 +61,7 @@ def _alike(store: OnlineStore, listed: Sequence[Listed], ours: Sequence[KeptCont
 def _given_up(matched: Iterable[KeptContact], ids: set[str]) -> Iterator[Listed]:
     """Contacts that were taken for one of ours until another named its decision, and are not listed again: they are the shop's own."""
     for mine in matched:
-        if mine.listed is not None and mine.listed not in ids:
+        if mine.guessed and mine.listed not in ids:
             yield Listed(str(mine.listed), mine.customer, mine.at, mine.channel, mine.told_tier, mine.answered)
 
 

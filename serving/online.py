@@ -72,6 +72,8 @@ class KeptContact:
     answered: bool
     told_tier: int | None
     """As the shop tells it, which may not tell it."""
+    guessed: bool
+    """Whether it was taken for the shop's contact ``listed`` without its naming the decision."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS consent (customer TEXT, purpose TEXT, channel TEXT, g
     PRIMARY KEY (customer, purpose, channel)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS home (customer TEXT PRIMARY KEY, timezone TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS contact (customer TEXT, at REAL, tier INTEGER, channel TEXT, answered INTEGER, decision TEXT,
-    failed INTEGER DEFAULT 0, listed TEXT, came REAL, told_tier INTEGER);
+    failed INTEGER DEFAULT 0, listed TEXT, came REAL, told_tier INTEGER, guessed INTEGER DEFAULT 0);
 CREATE INDEX IF NOT EXISTS contact_of ON contact (customer, at);
 CREATE TABLE IF NOT EXISTS spend (day TEXT, resource TEXT, used INTEGER, PRIMARY KEY (day, resource)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ledger (decision TEXT, day TEXT, resource TEXT, used INTEGER, returns INTEGER, returned INTEGER DEFAULT 0);
@@ -68,7 +68,9 @@ CREATE TABLE IF NOT EXISTS answered (asked INTEGER, place INTEGER, customer TEXT
 CREATE INDEX IF NOT EXISTS answered_of ON answered (customer);
 CREATE TABLE IF NOT EXISTS erased (digest TEXT PRIMARY KEY) WITHOUT ROWID;
 """
-_ADDED = {"contact": {"failed": "INTEGER DEFAULT 0", "listed": "TEXT", "came": "REAL", "told_tier": "INTEGER"}}
+_ADDED = {
+    "contact": {"failed": "INTEGER DEFAULT 0", "listed": "TEXT", "came": "REAL", "told_tier": "INTEGER", "guessed": "INTEGER DEFAULT 0"}
+}
 """Columns that files of an earlier version lack."""
 _INDICES = """
 CREATE UNIQUE INDEX IF NOT EXISTS contact_by ON contact (decision) WHERE decision IS NOT NULL;
@@ -261,7 +263,7 @@ class SqliteStore(OnlineStore):
         self._db.executemany(told, rows)
 
     def contacts(self, customers: Sequence[str] | None = None) -> list[KeptContact]:  # noqa: D102
-        told = "SELECT rowid, customer, at, tier, channel, decision, listed, answered, told_tier FROM contact"
+        told = "SELECT rowid, customer, at, tier, channel, decision, listed, answered, told_tier, guessed FROM contact"
         if customers is None:
             return [KeptContact(*row) for row in self._db.execute(f"{told} ORDER BY at, rowid")]
         return [KeptContact(*row) for row in self._among(f"{told} WHERE customer IN ({{holes}}) ORDER BY at, rowid", customers)]
@@ -275,8 +277,8 @@ class SqliteStore(OnlineStore):
         )
 
     def match_contacts(self, rows: Iterable[tuple[int, Listed]]) -> None:  # noqa: D102
-        told = "UPDATE contact SET listed = ?, at = ?, answered = max(answered, ?), told_tier = ? WHERE rowid = ?"
-        self._db.executemany(told, [(one.id, one.at, one.answered, one.tier, number) for number, one in rows])
+        told = "UPDATE contact SET listed = ?, at = ?, answered = max(answered, ?), told_tier = ?, guessed = ? WHERE rowid = ?"
+        self._db.executemany(told, [(one.id, one.at, one.answered, one.tier, one.decision is None, number) for number, one in rows])
 
     def forget_contacts(self, until: float) -> None:  # noqa: D102
         self._db.execute("DELETE FROM contact WHERE decision IS NULL AND coalesce(came, ?1) <= ?1", (until,))

@@ -270,6 +270,17 @@ def test_a_guess_is_given_up_for_the_contact_that_names_the_decision(played: Pla
     assert kept == {("s-1", None, 1), ("s-2", one["decision_id"], TIERS.index(one["tier"]))}
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_two_listed_contacts_that_name_one_decision_are_that_one(played: Played, together: bool) -> None:
+    (name,) = at_risk(played.shop.engine, 1)
+    (one,) = played.decide(RICH, [name])
+    both = [Listed(id, name, played.now, one["channel"], None, answered=False, decision=one["decision_id"]) for id in ("s-1", "s-2")]
+    for told in [both] if together else [[each] for each in both]:
+        with played.store.transaction():
+            listed.keep(played.store, told, BERLIN, played.now)
+    assert [row.decision for row in played.store.contacts()] == [one["decision_id"]]
+
+
 def test_another_channel_tier_or_day_is_another_contact(played: Played) -> None:
     (name,) = at_risk(played.shop.engine, 1)
     (one,) = played.decide(RICH, [name])
