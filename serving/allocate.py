@@ -11,7 +11,6 @@ Uses and limits are whole numbers (cents, or the millionths of the ledger), so t
 resource is counted in the greatest unit that all its uses are multiples of.
 """
 
-import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +19,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.optimize import linprog
+
+from serving.branching import Program
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -36,8 +37,6 @@ CHUNK = 16_384  # customers evaluated at once, so that they stay in the processo
 WIDENED = 100  # times that a box is made wider, four times each: far beyond any price
 CUTS = 150  # cutting planes in one box
 CORES = (1_000, 20_000)  # groups of equal customers given to HiGHS in each turn; a better answer leaves fewer in doubt
-NODES = 1_000_000  # of branch and bound, times the moves of each: a limit in work, not in time, so that the answer repeats
-INFEASIBLE, NOTHING = 2, 1e-7  # HiGHS' status, by SciPy; a difference in cost below its tolerance
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,8 @@ def allocate(gains_NT: Floats, use_KT: Ints, limits_K: Limits) -> Allocation:
     use_KT = use_KT.astype(np.int64)
     unit_K = np.maximum(np.gcd.reduce(use_KT, axis=1), 1)
     counted_KT, counted_K = (use_KT // unit_K[:, None]).astype(np.float64), whole(limits_K) // unit_K
+    if (len(gains_NT) * counted_KT >= EXACT).any():
+        raise ValueError(f"use of all customers together must stay below {EXACT:.0f} times the greatest common unit of a resource")
     live_K = (counted_K > 0) & (counted_K < len(gains_NT) * counted_KT.max(axis=1))  # all together could use more than that
     prices_K = _barring_prices(gains_NT, use_KT, counted_K)
     gains_TN = np.ascontiguousarray(gains_NT.T)
@@ -107,10 +108,9 @@ def _check(gains_NT: Floats, use_KT: Ints, limits_K: Limits) -> None:
     finite_K, finite_KT = limits_K[np.isfinite(limits_K)], use_KT[np.isfinite(use_KT)]
     rules = {
         "gains must be numbers below +inf (-inf forbids a tier)": (gains_NT < np.inf).all(),
-        "use must be finite and >= 0": ((use_KT >= 0) & (use_KT < np.inf)).all(),
+        f"use must be finite, >= 0 and below {NO_LIMIT}": ((use_KT >= 0) & (use_KT < NO_LIMIT)).all(),
         "limits must be >= 0 (inf for no limit)": (limits_K >= 0).all(),
         "use and limits must be whole numbers": (finite_KT % 1 == 0).all() and (finite_K % 1 == 0).all(),
-        f"use of all customers together must stay below {EXACT:.0f}": not (len(gains_NT) * use_KT.astype(np.float64) >= EXACT).any(),
         "tier 0 must gain 0 and use 0: it is no contact": not gains_NT[:, 0].any() and not use_KT[:, 0].any(),
     }
     for rule, holds in rules.items():
@@ -428,62 +428,7 @@ def _solve(answer: _Answer, core: _Core, short_K: Floats) -> tuple[Ints, float]:
     return tiers, least / program.scale
 
 
-@dataclass(frozen=True)
-class _Program:
-    """Minimise cost @ v where low <= rows @ v <= high, 0 <= v <= most.
-
-    v: the customers who make each move (c,), of a group from its choice at the prices to another tier; how many more or fewer each
-    tier gets (t,); what is left of each resource (k,), in units of its greatest use. ``scale`` makes the gap cost 1000: HiGHS'
-    tolerances are absolute.
-    """
-
-    cost: Floats
-    rows: Any
-    low: Floats
-    high: Floats
-    most: Floats
-    moves: int
-    tiers: int
-    scale: float
-
-    def solve(self) -> tuple[Ints | None, float]:
-        """Customers of each move (c,), None if none cost less than the gap, and the least cost proven: by branch and bound."""
-        best, moved_C, lost, wide_T = 1e3, None, math.inf, self.most[self._tiers()]
-        nodes = [(-math.inf, 0, -wide_T, wide_T)]  # least cost, age, least and most of each tier
-        for turn in range(1 + NODES // max(self.moves, 100)):
-            if not nodes or nodes[0][0] >= best - NOTHING:
-                break
-            cost, _, low_T, high_T = heapq.heappop(nodes)
-            found = self._relaxed(low_T, high_T)
-            if found.x is None:
-                lost = lost if found.status == INFEASIBLE else min(lost, cost)
-            elif found.fun < best - NOTHING:
-                halves = _halves(found.x[self._tiers()], low_T, high_T)
-                for side, half in enumerate(halves):
-                    heapq.heappush(nodes, (found.fun, 2 * turn + side, *half))
-                if not halves:  # a corner: whole
-                    best, moved_C = found.fun, np.rint(found.x[: self.moves]).astype(np.int64)
-        return moved_C, min([best, lost, *(node[0] for node in nodes[:1])])
-
-    def _tiers(self) -> slice:
-        return slice(self.moves, self.moves + self.tiers)
-
-    def _relaxed(self, low_T: Floats, high_T: Floats) -> Any:
-        """The linear program; its corners with whole numbers of each tier are whole. Presolve takes seconds here and removes nothing."""
-        low, high = np.zeros(len(self.cost)), self.most.copy()
-        low[self._tiers()], high[self._tiers()] = low_T, high_T
-        within = LinearConstraint(self.rows, self.low, self.high)
-        return milp(self.cost, bounds=Bounds(low, high), constraints=within, options={"presolve": False})
-
-
-def _halves(x_T: Floats, low_T: Floats, high_T: Floats) -> list[tuple[Floats, Floats]]:
-    """The least and most of each tier (t,) below and above the number that is farthest from whole; none when all are whole."""
-    off_T = np.abs(x_T - np.rint(x_T))
-    at_T, below = np.arange(len(x_T)) == off_T.argmax(), math.floor(x_T[off_T.argmax()])
-    return [(low_T, np.where(at_T, below, high_T)), (np.where(at_T, below + 1, low_T), high_T)] if off_T.max() > 1e-6 else []
-
-
-def _program(answer: _Answer, core: _Core, short_K: Floats, to_C: Ints, group_C: Ints, chosen_G: Ints, size_G: Ints) -> _Program:
+def _program(answer: _Answer, core: _Core, short_K: Floats, to_C: Ints, group_C: Ints, chosen_G: Ints, size_G: Ints) -> Program:
     """The program of the core's moves; everybody else keeps the tier of the answer."""
     use_KT, (k, t), moves = answer.problem.use_KT, answer.problem.use_KT.shape, len(to_C)
     start = answer.tiers.copy()
@@ -501,7 +446,7 @@ def _program(answer: _Answer, core: _Core, short_K: Floats, to_C: Ints, group_C:
     cost = np.concatenate([core.losses_TG[to_C, group_C], np.zeros(t), price_K]) * scale
     most = np.concatenate([size_G[group_C], np.full(t, len(core.who)), most_K])
     low, high = (np.concatenate([of, fixed]) for of in (np.zeros(len(several)), size_G[several]))
-    return _Program(cost, rows.tocsc(), low, high, most, moves, t, scale)
+    return Program(cost, rows.tocsc(), low, high, most, moves, t, scale)
 
 
 def _ones(rows: Ints, columns: Ints, shape: tuple[int, int]) -> Any:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from _thread import start_new_thread
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -22,23 +21,21 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from serving import bodies, erase, idempotency, metrics, openapi, paths, schemas
-from serving.answers import Refusal, invalid, json_response, problem
+from serving.answers import Refusal, invalid, json_response
 from serving.audit import Audit
 from serving.champions import Champions, trial
 from serving.desk import Desk
 from serving.guard import LIST_BYTES, SINGLE_BYTES
-from serving.ledger import Breach
 from serving.online import UNITS, OnlineStore, StoreBusy
+from serving.problems import HANDLERS
 from serving.score import warm_file
 from serving.work import Every, Gate
-from serving.writer import TooSlow
 
 SMALL_BYTES, TRIMMED_BYTES = 64 * 1024, 256 * 1024
 AT_ONCE, MOST_WAITING = 8, 160
@@ -110,6 +107,8 @@ class Api:
         gc.collect()
         gc.freeze()
         sys.setswitchinterval(SWITCH_SECONDS)
+        with contextlib.suppress(StoreBusy):  # then the round goes on trying
+            await self._keep_policy()
         self.ready = True
         try:
             yield
@@ -158,6 +157,10 @@ class Api:
         if self.champions.changed():
             await asyncio.to_thread(self.champions.switch)
             self._gauges()
+        await self._keep_policy()
+
+    async def _keep_policy(self) -> None:
+        """Keep the policy in force, by which its decisions can be made again (`replay.py`)."""
         policy = self.champions.current.policy
         if policy.digest != self._kept_policy:  # by the writer: to wait for another's lock here would stop the event loop
             told = policy.model_dump(mode="json", by_alias=True)
@@ -243,7 +246,7 @@ class Api:
     async def score(self, request: Request) -> Response:
         """``POST /v1/score``."""
         async with self._asked(request, schemas.ScoreRequest) as (asked, size):
-            _single(asked.customers, size)
+            bodies.single(asked.customers, size)
             found = json_response(await self.desk.score(asked))
             if any(one.features is None and one.orders is None for one in asked.customers):
                 self._audited(request, "score", 200, len(asked.customers))
@@ -253,7 +256,7 @@ class Api:
         """``POST /v1/decisions``."""
         key = idempotency.told(request.headers.getlist(idempotency.HEADER))
         async with self._asked(request, schemas.DecisionRequest) as (asked, size):
-            _single(asked.customers, size)
+            bodies.single(asked.customers, size)
             caller = request.scope.get("holdfast.key", "anybody")
             once = await self.desk.once(caller, key, asked) if key is not None else None
             answer = await self.desk.decide(asked, once)
@@ -263,7 +266,7 @@ class Api:
 
     async def feed(self, request: Request) -> Response:
         """``GET /v1/decisions``."""
-        after, limit = _number(request, "after", 0, 2**62), _number(request, "limit", 100, FEED_MOST)
+        after, limit = paths.number(request, "after", 0, 2**62), paths.number(request, "limit", 100, FEED_MOST)
         found = self.desk.feed(after, max(limit, 1))
         self._audited(request, "feed", 200, len(found["decisions"]))
         return json_response(found)
@@ -279,7 +282,7 @@ class Api:
     async def events(self, request: Request) -> Response:
         """``POST /v1/events``."""
         async with self._asked(request, schemas.EventsRequest) as (asked, size):
-            _single(asked.events, size)
+            bodies.single(asked.events, size)
             found = await self.desk.add_events(asked.events)
             self._audited(request, "events", 200, len(asked.events))
             return json_response(found)
@@ -453,15 +456,7 @@ def create(setup: Setup, store: Callable[[], OnlineStore]) -> Starlette:
     for method, path, endpoint in places:
         by_path.setdefault(path, {})[method] = api.timed(endpoint)
     routes = [Route(path, _by_method(found), methods=list(found)) for path, found in by_path.items()]
-    handlers: Any = {
-        Refusal: _refused,
-        StoreBusy: _busy,
-        TooSlow: _too_slow,
-        Breach: _breach,
-        HTTPException: _http_problem,
-        Exception: _unexpected,
-    }
-    made = Starlette(routes=routes, lifespan=api.lifespan, exception_handlers=handlers, middleware=[Middleware(paths.AsSent)])
+    made = Starlette(routes=routes, lifespan=api.lifespan, exception_handlers=HANDLERS, middleware=[Middleware(paths.AsSent)])
     made.state.full = lambda: api.ready and api.small.full
     return made
 
@@ -493,53 +488,5 @@ def _customer(request: Request) -> schemas.OneCustomer:
         raise invalid(error) from None
 
 
-def _single(items: Any, size: int) -> None:
-    if len(items) == 1 and size > SINGLE_BYTES:
-        raise Refusal(413, "Too large", f"the body of a single item is larger than {SINGLE_BYTES} bytes")
-
-
-def _number(request: Request, name: str, default: int, largest: int) -> int:
-    told = request.query_params.getlist(name)
-    text = told[0] if told else str(default)
-    if not (len(told) < 2 and text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= largest):
-        raise Refusal(
-            422, "Invalid request", f"{name} must be a whole number up to {largest}", [{"field": name, "rule": f"0 to {largest}"}]
-        )
-    return int(text)
-
-
 def _told(error: Exception) -> None:
     log.error("a round of background work failed: %s", type(error).__name__)
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    return error.response if isinstance(error, Refusal) else await _unexpected(request, error)
-
-
-async def _busy(request: Request, error: Exception) -> Response:
-    return problem(503, "Busy", "the online store is being written to by a batch", headers={"Retry-After": "2"})
-
-
-async def _too_slow(request: Request, error: Exception) -> Response:
-    detail = "the decision took longer than its limit and was cancelled; nothing was decided"
-    return problem(503, "Too slow", detail, headers={"Retry-After": "1"})
-
-
-async def _breach(request: Request, error: Exception) -> Response:
-    """A decision of ours that must not be: undone, told and counted."""
-    metrics.breaches.inc()
-    log.error("%s", error)
-    return problem(500, "Decision refused", str(error))
-
-
-async def _http_problem(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        return await _unexpected(request, error)
-    return problem(error.status_code, "Request refused", error.detail, headers=dict(error.headers or {}))
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    """A fault of ours: the log gets its type and place, never its message, which may hold values of the request."""
-    where = " < ".join(f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in reversed(traceback.extract_tb(error.__traceback__)))
-    log.error("internal error %s at %s", type(error).__name__, where)
-    return problem(500, "Internal error", f"{type(error).__name__}; the service's log tells where")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from serving.answers import Refusal, invalid
+from serving.guard import SINGLE_BYTES
 
 BODY_SECONDS = 10.0
 CODINGS = {"": False, "identity": False, "gzip": True, "x-gzip": True}
@@ -117,3 +118,9 @@ def _twice(body: bytes) -> bool:
     except KeyError:
         return True
     return False
+
+
+def single(items: Any, size: int) -> None:
+    """Refuse (413) a single item that is larger than one may be."""
+    if len(items) == 1 and size > SINGLE_BYTES:
+        raise Refusal(413, "Too large", f"the body of a single item is larger than {SINGLE_BYTES} bytes")

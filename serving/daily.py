@@ -21,9 +21,9 @@ from serving.batch import everybody
 from serving.decide import REASONS, Binding, Floats, Ints, Options, Situation
 from serving.decisions import PLAN, Decided, Decider, bodies, days_of, table_of
 from serving.online import UNITS
-from serving.policy import TIERS, Occasion, Policy, in_units
+from serving.policy import TIERS, Occasion, Policy
 from serving.score import Engine, Lookup, Scored
-from serving.standings import Moment, standings, unknown
+from serving.standings import DecisionMoment, standings, unknown_standings
 from serving.strategies import Budgeted, Chosen, Strategy
 
 CHUNK = 100_000
@@ -64,6 +64,7 @@ class _Made:
     chosen: Chosen
     decided: Decided
     ids: Sequence[str]
+    zones: Sequence[str | None]
     days: Sequence[date]
     left_DK: Ints
 
@@ -150,12 +151,13 @@ class Round:
         return self.decider.clock()
 
     @cached_property
-    def moment(self) -> Moment:
+    def moment(self) -> DecisionMoment:
         """The moment of the decisions, under the engine's policy."""
-        return Moment(self.engine.policy, self.now, self.engine.zone, self.decider.tracked)
+        return DecisionMoment(self.engine.policy, self.now, self.engine.zone, self.decider.tracked)
 
     def _make(self) -> _Made:
-        policy, s = self.engine.policy, self._situation()
+        policy = self.engine.policy
+        s, zones = self._situation()
         found = decide.options(policy, s)
         days = days_of(self.moment, found)
         left_DK = self.decider.left(policy, days)
@@ -166,7 +168,7 @@ class Round:
         rule, channel = self._said(s, found, tiers)
         why_N, prices_DK = self._why(chosen), columns.prices(chosen.prices_K)
         decided = Decided(s, found, tiers, rule, channel, prices_DK, chosen.propensity_N, why_N)
-        return _Made(chosen, decided, _ids(len(s)), days, left_DK)
+        return _Made(chosen, decided, _ids(len(s)), zones, days, left_DK)
 
     def _why(self, chosen: Chosen) -> Ints:
         """What the strategy says kept each customer from the tier of the highest gain (`Binding`), 0 where prices and limits did."""
@@ -174,23 +176,25 @@ class Round:
         own_N = np.where(chosen.own_N, Binding[self.strategy.own.upper()], Binding.NOTHING)
         return np.where(chosen.lacking_N < 0, own_N, ran_out_K[chosen.lacking_N % resources] if resources else own_N)
 
-    def _situation(self) -> Situation:
-        """Everybody's situation; only those whom the store knows of are looked at one by one."""
+    def _situation(self) -> tuple[Situation, list[str | None]]:
+        """Everybody's situation and time zone (None: the shop's); only those whom the store knows of are looked at one by one."""
         policy, store = self.engine.policy, self.decider.store
         if self.scored.segment is None:
             fix = "decide with a model whose features this project built"
             raise InputError(str(self.features), "tells neither value nor lifecycle stage: there is nothing to decide on", fix)
         segment = np.array(self.scored.segment, dtype=np.int64)[self.places]
         there, occasion = store.known(), self.occasion and self.occasion.value
-        standing = unknown(self.moment, segment, occasion)
+        standing, zones = unknown_standings(self.moment, segment, occasion), list[str | None]([None] * len(segment))
         rows = np.array([row for row, name in enumerate(self.ids) if name in there], dtype=np.int64)
         for start in range(0, rows.size, CHUNK):
             some = rows[start : start + CHUNK]
             known = store.standing([self.ids[row] for row in some], policy.consent.purpose, self.moment.since)
+            for row, one in zip(some.tolist(), known, strict=True):
+                zones[row] = one.timezone
             for name, values in standings(self.moment, known, segment[some].tolist(), occasion).items():
                 standing[name][some] = values
         p, value, silence = (np.array(getattr(self.scored, name))[self.places] for name in ("p", "value", "silence_days"))
-        return Situation(p, value, segment, self.scored.touchpoints_NP[self.places], silence, **standing)
+        return Situation(p, value, segment, self.scored.touchpoints_NP[self.places], silence, **standing), zones
 
     def _said(self, s: Situation, found: Options, tiers: Ints) -> tuple[Ints, Ints]:
         """Rule and channel of those contacted, once the reasons are known that decide what is said."""
@@ -216,20 +220,20 @@ class Round:
         store, moment = self.decider.store, self.moment
         rows = np.flatnonzero(made.decided.tiers).tolist()
         some, names, ids = made.decided.at(rows), [self.ids[row] for row in rows], [made.ids[row] for row in rows]
-        known = store.standing(names, self.engine.policy.consent.purpose, moment.now)
+        zones = [made.zones[row] for row in rows]
         ones = [(self.scored, int(self.places[row])) for row in rows]
-        told = bodies(self.engine, ones, some, ids, moment, self.occasion and self.occasion.value, known)
+        told = bodies(self.engine, ones, some, ids, moment, self.occasion and self.occasion.value, zones)
         store.record(
             (body["decision_id"], moment.now, name, orjson.dumps(body).decode(), None) for name, body in zip(names, told, strict=True)
         )
-        ledger.book(store, moment, list(some.booked(moment, names, ids, [one.timezone for one in known])))
+        ledger.book(store, moment, list(some.booked(moment, names, ids, zones)))
 
     def _keep_plan(self, made: _Made) -> None:
         """Prices, and the tiers of those whom they leave a tie: whom a strategy has drawn is no part of it."""
         policy, decided = self.engine.policy, made.decided
         prices = [dict(zip(policy.resources, of_day, strict=True)) for of_day in decided.prices_DK.tolist()]
-        plan = {"at": self.now, "policy": policy.digest, "day": self.moment.today.isoformat(), "prices": prices}
-        plan["table"] = table_of(self.engine)
+        day, table = self.moment.today.isoformat(), table_of(self.engine)
+        plan = {"at": self.now, "policy": policy.digest, "table": table, "day": day, "prices": prices}
         self.decider.store.set_meta(PLAN, plan)
         settled = np.flatnonzero((decide.choice(policy, decided.options, decided.prices_DK) != decided.tiers) & (decided.why_N == 0))
         self.decider.store.set_planned((self.ids[row], int(decided.tiers[row])) for row in settled)
@@ -265,12 +269,12 @@ class Round:
         amount = np.bincount(why, given_up, len(Binding))
         online = decide.choice(policy, decided.options, decided.prices_DK)
         value = float(decided.options.gains_NT[rows, decided.tiers].sum())
-        proof = made.chosen.allocation
+        proof, counts = made.chosen.allocation, np.bincount(decided.tiers, minlength=len(TIERS)).tolist()
         return Day(
             datetime.fromtimestamp(self.now, UTC),
             len(rows),
-            {tier: int(np.sum(decided.tiers == place)) for place, tier in enumerate(TIERS)},
-            sum(in_units(cost) for cost in policy.cost_T[decided.tiers].tolist()) / UNITS,
+            dict(zip(TIERS, counts, strict=True)),
+            int(policy.cost_units_T @ counts) / UNITS,
             value,
             proof.bound if proof else value,
             proof.gap if proof else 0.0,

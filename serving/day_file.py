@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -50,8 +50,16 @@ def columns(decided: Decided, policy: Policy) -> dict[str, Any]:
     }
 
 
-def read(file: Path, id: str) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, float]]] | None:
-    """The situation (`Situation.from_json`), the row and the prices by day of one decision of a day's file; None where it is not there."""
+class ReadBack(NamedTuple):
+    """A decision of a day's file: its situation (`Situation.from_json`), its row, and the prices of the day and those after it."""
+
+    situation: dict[str, Any]
+    row: dict[str, Any]
+    prices: list[dict[str, float]]
+
+
+def read(file: Path, id: str) -> ReadBack | None:
+    """One decision of a day's file; None where it is not there."""
     rows = pq.read_table(file, filters=[("decision_id", "=", id)])
     if not rows.num_rows:
         return None
@@ -70,7 +78,7 @@ def read(file: Path, id: str) -> tuple[dict[str, Any], dict[str, Any], list[dict
         if key.startswith(b"price."):
             *day, name = key.decode().removeprefix("price.").split(".")  # before 2026-11-27 there was one day
             prices.setdefault("".join(day) or "0", {})[name] = float(value)
-    return plain | flags, row, list(prices.values()) or [{}]
+    return ReadBack(plain | flags, row, list(prices.values()) or [{}])
 
 
 _FLAGS = (

@@ -19,10 +19,10 @@ from serving import decide, ledger
 from serving.decide import REASONS, SEGMENTS, Binding, Floats, Ints, Options, Situation
 from serving.ledger import Booked
 from serving.load import LOADED
-from serving.online import DAY_SECONDS, OnlineStore, Standing
+from serving.online import DAY_SECONDS, OnlineStore
 from serving.policy import CHANNELS, TIERS, Policy
 from serving.score import Engine, One, gains
-from serving.standings import Moment, consent, standings
+from serving.standings import DecisionMoment, consent, standings
 
 PLAN = "plan"
 """Key of the day's plan, set by `holdfast decide`: shadow prices, and where customers at the margin are settled (`OnlineStore.planned`)."""
@@ -51,7 +51,7 @@ class Decided:
         by_customer = {name: getattr(self, name)[rows] for name in ("tiers", "rule", "channel", "propensity_N", "why_N")}
         return replace(self, situation=self.situation.at(rows), options=self.options.at(rows), **by_customer)
 
-    def booked(self, moment: Moment, names: Sequence[str], ids: Sequence[str], zones: Sequence[str | None]) -> Iterator[Booked]:
+    def booked(self, moment: DecisionMoment, names: Sequence[str], ids: Sequence[str], zones: Sequence[str | None]) -> Iterator[Booked]:
         """The contacts among n decisions with these ids, about customers in these time zones (None: the shop's)."""
         for row in np.flatnonzero(self.tiers).tolist():
             channel = CHANNELS[self.channel[row]]
@@ -96,19 +96,20 @@ class Decider:
             planned_N = self._planned(engine, moment, names, live) if occasion is None else None
             decided = self._choose(moment, s, why, planned_N)
             ids = [uuid.uuid4().hex for _ in ones]
-            made = list(bodies(engine, ones, decided, ids, moment, occasion, known))
+            zones = [one.timezone for one in known]
+            made = list(bodies(engine, ones, decided, ids, moment, occasion, zones))
             rows = [scored.rows.packed(place) if fresh else None for (scored, place), fresh in zip(ones, live, strict=True)]
             told = [orjson.dumps(body).decode() for body in made]
             self.store.record(zip(ids, [moment.now] * len(ids), names, told, rows, strict=True))
-            ledger.book(self.store, moment, list(decided.booked(moment, names, ids, [one.timezone for one in known])))
+            ledger.book(self.store, moment, list(decided.booked(moment, names, ids, zones)))
             consents = [consent(policy, one, moment.tracked) for one in known]
             answers = [{**_told(body), "consent": consented} for body, consented in zip(made, consents, strict=True)]
             also(answers)
         return answers
 
-    def moment(self, engine: Engine) -> Moment:
+    def moment(self, engine: Engine) -> DecisionMoment:
         """Now, under an engine's policy."""
-        return Moment(engine.policy, self.clock(), engine.zone, self.tracked)
+        return DecisionMoment(engine.policy, self.clock(), engine.zone, self.tracked)
 
     @property
     def tracked(self) -> bool:
@@ -123,7 +124,7 @@ class Decider:
         reason[places] = [REASONS.index(why[1]) for why in engine.explain_all([ones[place] for place in places])]  # type: ignore[arg-type]
         return reason
 
-    def _choose(self, moment: Moment, s: Situation, reason: Ints, planned_N: Ints | None) -> Decided:
+    def _choose(self, moment: DecisionMoment, s: Situation, reason: Ints, planned_N: Ints | None) -> Decided:
         policy, found = moment.policy, decide.options(moment.policy, s)
         days = days_of(moment, found)
         prices_DK = self.prices(moment, days)
@@ -131,7 +132,7 @@ class Decider:
         rule, channel = decide.refined(policy, s, found, tiers, reason)
         return Decided(s, found, tiers, rule, channel, prices_DK, np.ones(len(s)), np.zeros(len(s), dtype=np.int64))
 
-    def _planned(self, engine: Engine, moment: Moment, names: Sequence[str], live: Sequence[bool]) -> Ints:
+    def _planned(self, engine: Engine, moment: DecisionMoment, names: Sequence[str], live: Sequence[bool]) -> Ints:
         """Tiers (n,) that the plan in force has settled for customers at the margin, -1 for others and for who has changed since."""
         plan = self.plan(moment)
         found = self.store.planned(names) if plan and plan.get("table") == table_of(engine) else {}
@@ -144,13 +145,13 @@ class Decider:
         left_DK: Ints = np.maximum(policy.limits_units_K - spent_DK.reshape(len(days), -1), 0)
         return left_DK
 
-    def plan(self, moment: Moment) -> dict[str, Any] | None:
+    def plan(self, moment: DecisionMoment) -> dict[str, Any] | None:
         """The plan in force, which `holdfast decide` has made: of this policy, and of late."""
         plan: dict[str, Any] | None = self.store.meta(PLAN)
         late = plan is not None and moment.now - plan["at"] <= PLAN_DAYS * DAY_SECONDS
         return plan if plan and late and plan["policy"] == moment.policy.digest else None
 
-    def prices(self, moment: Moment, days: Sequence[date]) -> Floats:
+    def prices(self, moment: DecisionMoment, days: Sequence[date]) -> Floats:
         """Shadow prices of resources on some days (days, resources), of the plan's nearest day; zeros where no plan is in force."""
         plan, names = self.plan(moment), moment.policy.resources
         if plan is None:
@@ -166,7 +167,7 @@ def table_of(engine: Engine) -> str:
     return f"{engine.version} {scored.snapshot[0].isoformat()}" if scored else engine.version
 
 
-def days_of(moment: Moment, found: Options) -> list[date]:
+def days_of(moment: DecisionMoment, found: Options) -> list[date]:
     """The shop's local days on which contacts can be made, from the day of the decision on."""
     return [moment.today + timedelta(days=number) for number in range(1 + int(found.day_NT.max(initial=0)))]
 
@@ -206,11 +207,11 @@ def bodies(
     ones: Sequence[One],
     decided: Decided,
     ids: Sequence[str],
-    moment: Moment,
+    moment: DecisionMoment,
     occasion: str | None,
-    known: Sequence[Standing],
+    zones: Sequence[str | None],
 ) -> Any:
-    """What is logged of each decision: enough to make it again to the last bit."""
+    """What is logged of each decision, enough to make it again to the last bit; ``zones``: where customers live, None for the shop's."""
     policy, s = engine.policy, decided.situation
     why, given_up = decide.binding(policy, decided.options, decided.tiers, decided.prices_DK, decided.why_N)
     runner_up, marginal = runners_up(decided, policy), decide.choice(policy, decided.options, decided.prices_DK) != decided.tiers
@@ -222,7 +223,7 @@ def bodies(
     situations = zip(*(getattr(s, name).tolist() for name in fields), strict=True)
     columns = (decided.tiers, decided.rule, decided.channel, runner_up, why, given_up, marginal, decided.propensity_N, decided.why_N)
     rows = zip(*(values.tolist() for values in (*columns, decided.options.gains_NT, decided.options.blocked_NT)), strict=True)
-    for (scored, place), id, standing, situation, row in zip(ones, ids, known, situations, rows, strict=True):
+    for (scored, place), id, timezone, situation, row in zip(ones, ids, zones, situations, rows, strict=True):
         tier, rule, channel, second, bound, amount, at_margin, propensity, strategy_says, gained, blocked = row
         act = decide.action(policy, tier, rule, channel)
         yield {
@@ -232,7 +233,7 @@ def bodies(
             "fingerprint": scored.fingerprint(place),
             "churn_probability": scored.p[place],
             **act,
-            "send_after": _send_after(moment, act["channel"], standing.timezone),
+            "send_after": _send_after(moment, act["channel"], timezone),
             "runner_up": None if second < 0 else TIERS[second],
             "binding": named[bound],
             "gain_given_up": round(amount, 4),
@@ -257,7 +258,7 @@ def runners_up(decided: Decided, policy: Policy) -> Ints:
     return np.where(np.isfinite(priced_NT[np.arange(len(best)), best]), best, -1)
 
 
-def _send_after(moment: Moment, channel: str | None, timezone: str | None) -> str | None:
+def _send_after(moment: DecisionMoment, channel: str | None, timezone: str | None) -> str | None:
     """The end of the quiet hours in the customer's time zone, None where the contact is made at once."""
     if channel is None or (at := moment.made(timezone)[channel]) == moment.now:
         return None

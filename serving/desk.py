@@ -19,6 +19,7 @@ from serving.decide import NEEDS
 from serving.decisions import Decider, Gone
 from serving.finding import Finder, Found, do
 from serving.idempotency import Once, Repeated
+from serving.ledger import Breach
 from serving.naming import Named, Who, as_pseudonym, named
 from serving.online import DAY_SECONDS, OnlineStore
 from serving.policy import Occasion
@@ -144,7 +145,8 @@ class Desk:
 
         if ones:
             names, live = [one.pseudonym for one in there], [one.live for one in there]
-            self.decider.decide(engine, ones, names, occasion, live, committing)
+            with metrics.breaches.count_exceptions(Breach):
+                self.decider.decide(engine, ones, names, occasion, live, committing)
         else:
             with self.store.transaction() if also else contextlib.nullcontext():
                 committing([])
@@ -184,7 +186,7 @@ class Desk:
             try:
                 decided += await self._decide_one(name, Occasion(occasion))
             except Exception as error:
-                log.error("a decision about an occasion failed: %s", type(error).__name__)
+                log.error("a decision about an occasion failed: %s", error if isinstance(error, Breach) else type(error).__name__)
         return decided
 
     async def _decide_one(self, name: str, occasion: Occasion) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from features.errors import RefusedError
-from serving.online import OnlineStore
+from serving.online import Charge, OnlineStore
 from serving.policy import Policy
-from serving.standings import Moment, allowed, counts, open_by_default
+from serving.standings import DecisionMoment, allowed, counts, open_by_default
 
 
 class Breach(RefusedError):
@@ -32,7 +32,7 @@ class Booked:
     segment: str
 
 
-def book(store: OnlineStore, moment: Moment, contacts: Sequence[Booked]) -> None:
+def book(store: OnlineStore, moment: DecisionMoment, contacts: Sequence[Booked]) -> None:
     """Keep contacts and what they use, within a transaction of the store. Raises Breach.
 
     What a contact gives back should it fail is settled now, by the policy it was decided under (`[failed]`).
@@ -42,7 +42,7 @@ def book(store: OnlineStore, moment: Moment, contacts: Sequence[Booked]) -> None
     back = [policy.failed.cost if name == "budget" else policy.failed.hours for name in policy.resources]
     store.add_contacts((one.customer, one.at, one.tier, one.channel, False, one.decision) for one in contacts)
     store.charge(
-        (one.decision, one.day, name, int(use_KT[place, one.tier]), back[place] == "returned")
+        Charge(one.decision, one.day, name, int(use_KT[place, one.tier]), back[place] == "returned")
         for one in contacts
         for place, name in enumerate(policy.resources)
         if use_KT[place, one.tier]
@@ -61,7 +61,7 @@ def _assert_paid(store: OnlineStore, policy: Policy, contacts: Sequence[Booked])
                 raise Breach(f"more than the {name} of a day")
 
 
-def _assert_allowed(store: OnlineStore, moment: Moment, contacts: Sequence[Booked]) -> None:
+def _assert_allowed(store: OnlineStore, moment: DecisionMoment, contacts: Sequence[Booked]) -> None:
     """Every contact has consent and, it included, no cap is exceeded."""
     policy = moment.policy
     known = store.standing([one.customer for one in contacts], policy.consent.purpose, moment.since)

@@ -26,7 +26,7 @@ class StoreBusy(InputError):
         super().__init__(place, f"another process has been writing to the online store for more than {seconds:g} s", fix)
 
 
-class Kept(NamedTuple):
+class KeptAnswer(NamedTuple):
     """An answer that is kept: digest of its request, JSON of its head, and by place in the request whose each result is, and its JSON."""
 
     body: str
@@ -43,6 +43,16 @@ class PastContact:
     channel: str
     answered: bool
     segment: str = ""
+
+
+class Charge(NamedTuple):
+    """What the contact of a decision uses of a resource on a day, in millionths; ``returns``: it is given back should the contact fail."""
+
+    decision: str | None
+    day: str
+    resource: str
+    used: int
+    returns: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,8 +212,8 @@ class OnlineStore(ABC):
         """What the contacts of a day use of each resource, in millionths: the sum of the ledger."""
 
     @abstractmethod
-    def charge(self, rows: Iterable[tuple[str, str, str, int, bool]]) -> None:
-        """Book (decision, day, resource, millionths used, whether they are given back should the contact fail)."""
+    def charge(self, charges: Iterable[Charge]) -> None:
+        """Book what contacts use."""
 
     @abstractmethod
     def set_failed(self, decision: str, failed: bool) -> None:
@@ -262,7 +272,7 @@ class OnlineStore(ABC):
         """The moments at which the occasions came that were decided about, of all ids of the customer's person."""
 
     @abstractmethod
-    def kept_answer(self, key: str, since: float) -> Kept | None:
+    def kept_answer(self, key: str, since: float) -> KeptAnswer | None:
         """The answer of a key, unless it is older; rows of who was erased are missing."""
 
     @abstractmethod

@@ -39,3 +39,14 @@ class AsSent:
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """One request."""
         await self.app({**scope, "path": as_sent(scope)} if scope["type"] == "http" else scope, receive, send)
+
+
+def number(request: Request, name: str, default: int, largest: int) -> int:
+    """A whole number of the query. Raises Refusal (422)."""
+    told = request.query_params.getlist(name)
+    text = told[0] if told else str(default)
+    if not (len(told) < 2 and text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= largest):
+        raise Refusal(
+            422, "Invalid request", f"{name} must be a whole number up to {largest}", [{"field": name, "rule": f"0 to {largest}"}]
+        )
+    return int(text)

@@ -289,6 +289,11 @@ class Policy(_Part):
         return np.array([*([self.budget.per_day] if self.budget else []), *hours])
 
     @cached_property
+    def cost_units_T(self) -> Ints:
+        """``cost_T`` in whole millionths, exact."""
+        return np.array([in_units(cost) for cost in self.cost_T.tolist()], dtype=np.int64)
+
+    @cached_property
     def units_KT(self) -> Ints:
         """``use_KT`` in whole millionths, exact."""
         return np.array([[in_units(use) for use in row] for row in self.use_KT.tolist()], dtype=np.int64).reshape(self.use_KT.shape)

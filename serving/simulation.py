@@ -37,11 +37,10 @@ from features.files import replacing, write_json
 from features.simulate import EFFECT_TIERS, true_churn_probability
 from serving import decide
 from serving.decide import Floats, Ints, Options, Situation
-from serving.online import UNITS
-from serving.policy import CHANNELS, REMEMBERED_DAYS, TIERS, Policy
+from serving.policy import CHANNELS, REMEMBERED_DAYS, TIERS, Policy, in_units
 from serving.score import Engine
 from serving.sqlite_store import SqliteStore
-from serving.standings import Moment, standings
+from serving.standings import DecisionMoment, standings
 from serving.strategies import STRATEGIES, Budgeted, Randomised, Strategy
 
 SHARES = (0.0, 0.01, 0.03, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -242,11 +241,10 @@ def _standings(policy: Policy, sources: Path | None, ids: list[str], segment: In
 
     They go through an online store of their own, so that consent, caps and ladder are read as the service reads them.
     """
-    now = snapshot.replace(tzinfo=zone).timestamp()
     with TemporaryDirectory() as folder:
         kept = SqliteStore(Path(folder) / "online.db")
         tracked = sources is not None and _load(kept, sources, snapshot, zone)
-        moment = Moment(policy, now, zone, tracked)
+        moment = DecisionMoment(policy, snapshot.replace(tzinfo=zone).timestamp(), zone, tracked)
         known = kept.standing(ids, policy.consent.purpose, moment.since)
     return standings(moment, known, segment.tolist(), None)
 
@@ -301,8 +299,8 @@ def _strategies(seed: int) -> list[Strategy]:
 def _limited(policy: Policy, budget: float) -> tuple[Ints, Floats]:
     """Use (k, 4) and limits (k,) in millionths of the policy's resources with another budget, which comes first."""
     others = [place for place, name in enumerate(policy.resources) if name != "budget"]
-    cost_T = np.rint(policy.cost_T * UNITS).astype(np.int64)
-    return np.vstack([cost_T, policy.units_KT[others]]), np.array([np.rint(budget * UNITS), *policy.limits_units_K[others]])
+    money = budget if math.isinf(budget) else in_units(budget)
+    return np.vstack([policy.cost_units_T, policy.units_KT[others]]), np.array([money, *policy.limits_units_K[others]])
 
 
 def _tiers(past: _Past, budget: float, seed: int) -> dict[str, Ints]:

@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from serving.audit import subject
 from serving.online import (
     BUSY_SECONDS,
-    Kept,
+    Charge,
+    KeptAnswer,
     KeptContact,
     Listed,
     OnlineStore,
@@ -68,10 +69,23 @@ CREATE TABLE IF NOT EXISTS answered (asked INTEGER, place INTEGER, customer TEXT
 CREATE INDEX IF NOT EXISTS answered_of ON answered (customer);
 CREATE TABLE IF NOT EXISTS erased (digest TEXT PRIMARY KEY) WITHOUT ROWID;
 """
-_ADDED = {
-    "contact": {"failed": "INTEGER DEFAULT 0", "listed": "TEXT", "came": "REAL", "told_tier": "INTEGER", "guessed": "INTEGER DEFAULT 0"}
-}
+
+
+class _Column(NamedTuple):
+    table: str
+    name: str
+    kind: str
+
+
+_ADDED = (
+    _Column("contact", "failed", "INTEGER DEFAULT 0"),
+    _Column("contact", "listed", "TEXT"),
+    _Column("contact", "came", "REAL"),
+    _Column("contact", "told_tier", "INTEGER"),
+    _Column("contact", "guessed", "INTEGER DEFAULT 0"),
+)
 """Columns that files of an earlier version lack."""
+_TABLES_WIDENED = {column.table for column in _ADDED}
 _INDICES = """
 CREATE UNIQUE INDEX IF NOT EXISTS contact_by ON contact (decision) WHERE decision IS NOT NULL;
 CREATE INDEX IF NOT EXISTS contact_listed ON contact (listed) WHERE listed IS NOT NULL;
@@ -117,11 +131,16 @@ class SqliteStore(OnlineStore):
         self._db.executescript(_INDICES)
 
     def _widen(self) -> None:
-        """Give a file of an earlier version the columns that it lacks."""
-        for table, columns in _ADDED.items():
-            there = {name for _, name, *_ in self._db.execute(f"PRAGMA table_info({table})")}
-            for name in columns.keys() - there:
-                self._db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
+        """Give a file of an earlier version the columns that it lacks; of several processes one does."""
+        if not self._lacking():
+            return
+        with self.transaction():
+            for table, name, kind in self._lacking():
+                self._db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+
+    def _lacking(self) -> list[_Column]:
+        there = {(table, name) for table in _TABLES_WIDENED for _, name, *_ in self._db.execute(f"PRAGMA table_info({table})")}
+        return [column for column in _ADDED if (column.table, column.name) not in there]
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -333,8 +352,8 @@ class SqliteStore(OnlineStore):
     def spent(self, day: str) -> dict[str, int]:  # noqa: D102
         return dict(self._db.execute("SELECT resource, used FROM spend WHERE day = ?", (day,)).fetchall())
 
-    def charge(self, rows: Iterable[tuple[str, str, str, int, bool]]) -> None:  # noqa: D102
-        self._db.executemany("INSERT INTO ledger (decision, day, resource, used, returns) VALUES (?, ?, ?, ?, ?)", rows)
+    def charge(self, charges: Iterable[Charge]) -> None:  # noqa: D102
+        self._db.executemany("INSERT INTO ledger (decision, day, resource, used, returns) VALUES (?, ?, ?, ?, ?)", charges)
 
     def set_failed(self, decision: str, failed: bool) -> None:  # noqa: D102
         self._db.execute("UPDATE contact SET failed = ? WHERE decision = ?", (failed, decision))
@@ -395,13 +414,13 @@ class SqliteStore(OnlineStore):
         query = "SELECT due FROM served WHERE customer IN ({holes}) AND occasion = ?"
         return {due for (due,) in self._among(query, self.ids_of(customer), occasion)}
 
-    def kept_answer(self, key: str, since: float) -> Kept | None:  # noqa: D102
+    def kept_answer(self, key: str, since: float) -> KeptAnswer | None:  # noqa: D102
         found = self._db.execute("SELECT number, body, head FROM asked WHERE key = ? AND at > ?", (key, since)).fetchone()
         if found is None:
             return None
         number, body, head = found
         rows = self._db.execute("SELECT place, customer, told FROM answered WHERE asked = ?", (number,))
-        return Kept(body, head, {place: (customer, told) for place, customer, told in rows})
+        return KeptAnswer(body, head, {place: (customer, told) for place, customer, told in rows})
 
     def keep_answer(  # noqa: D102
         self, key: str, body: str, at: float, head: str, rows: Sequence[tuple[str | None, str]]

@@ -21,7 +21,7 @@ from serving.quiet import made_at
 
 
 @dataclass(frozen=True)
-class Moment:
+class DecisionMoment:
     """The moment of a decision under a policy.
 
     ``zone``: of the shop, whose local days budget and capacities belong to; ``tracked``: whether the shop keeps consents.
@@ -61,9 +61,9 @@ class Moment:
         return [(self.local_day(moment) - self.today).days for moment in self.made(timezone).values()]
 
 
-def standings(moment: Moment, known: Sequence[Standing], segment: Sequence[int], occasion: str | None) -> dict[str, Any]:
+def standings(moment: DecisionMoment, known: Sequence[Standing], segment: Sequence[int], occasion: str | None) -> dict[str, Any]:
     """The store's fields of a `Situation`, shape (n, ...) each."""
-    policy, found = moment.policy, unknown(moment, segment, occasion)
+    policy, found = moment.policy, unknown_standings(moment, segment, occasion)
     for row, one in enumerate(known):
         default = open_by_default(policy, one, moment.tracked)
         found["open_NC"][row] = [allowed(one, channel, default) for channel in CHANNELS]
@@ -78,7 +78,7 @@ def standings(moment: Moment, known: Sequence[Standing], segment: Sequence[int],
     return found
 
 
-def unknown(moment: Moment, segment: Sequence[int] | Ints, occasion: str | None) -> dict[str, Any]:
+def unknown_standings(moment: DecisionMoment, segment: Sequence[int] | Ints, occasion: str | None) -> dict[str, Any]:
     """The same of n customers of whom the store knows nothing, who live where the shop is."""
     policy, found = moment.policy, decide.open_standings(len(segment))
     found["occasion"][:] = NO_OCCASION if occasion is None else [one.value for one in OCCASIONS].index(occasion)

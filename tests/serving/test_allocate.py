@@ -234,7 +234,8 @@ def test_nobody_and_no_limits_are_no_error() -> None:
         ([[0, 1]], [[0, 1]], [-1], "limits must be"),
         ([[0, 1]], [[0, 0.5]], [1], "whole numbers"),
         ([[0, 1]], [[0, 1]], [1.5], "whole numbers"),
-        ([[0, 1]], [[0, 2.0**53]], [1], "must stay below"),
+        ([[0, 1, 1]], [[0, 2**53, 1]], [1], "must stay below"),
+        ([[0, 1]], [[0, 2.0**62]], [1], "use must be finite"),
         ([[1, 1]], [[0, 1]], [1], "tier 0"),
         ([[0, 1]], [[1, 1]], [1], "tier 0"),
         ([[0, 1]], [[0, 1, 2]], [1], "do not fit"),
@@ -244,3 +245,13 @@ def test_nobody_and_no_limits_are_no_error() -> None:
 def test_what_cannot_be_meant_is_refused(gains: list[list[float]], use: list[list[float]], limits: list[float], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         allocate(np.array(gains, dtype=float), np.array(use), np.array(limits, dtype=float))
+
+
+def test_a_currency_of_large_numbers_is_shared_out_for_a_hundred_thousand_customers() -> None:
+    """Rupiah: 300,000 for a call, in millionths; all together could use 3e16 and more, which no float holds to the last unit."""
+    n, use_KT = 100_000, np.array([[0, 700, 20_000, 300_000]]) * 1_000_000
+    gains_NT = np.random.default_rng(3).random((n, 4)) * np.array([0, 2_000, 50_000, 700_000])
+    limits_K = np.array([1_000_000_000 * 1_000_000])
+    found, small = allocate(gains_NT, use_KT, limits_K), allocate(gains_NT, use_KT // 100_000_000, limits_K // 100_000_000)
+    assert found.tiers.tolist() == small.tiers.tolist()
+    assert 0.999 * limits_K[0] < found.used[0] <= limits_K[0]

@@ -17,7 +17,7 @@ from features import table
 from serving import daily, occasions
 from serving.daily import Round
 from serving.decisions import PLAN, Decider
-from serving.online import DAY_SECONDS, OnlineStore
+from serving.online import DAY_SECONDS, Charge, OnlineStore
 from serving.policy import Occasion
 from serving.replay import replay
 from serving.sqlite_store import SqliteStore
@@ -241,7 +241,7 @@ def test_the_next_day_has_a_budget_of_its_own(shop: Light, store: SqliteStore, t
 
 
 def test_what_the_service_has_spent_is_not_spent_again(shop: Light, store: SqliteStore, tmp_path: Path) -> None:
-    store.charge([(None, "2026-01-01", "budget", 900_000_000, False), (None, "2026-01-01", "concierge", 8_000_000, False)])
+    store.charge([Charge(None, "2026-01-01", "budget", 900_000_000), Charge(None, "2026-01-01", "concierge", 8_000_000)])
     day = round_of(shop, store).run(tmp_path / "day.parquet")
     assert day.cost <= 100
     assert day.contacts["concierge"] == 0
@@ -253,7 +253,7 @@ def test_an_occasions_round_is_about_those_who_have_it_whatever_their_risk(
     shop: Light, store: SqliteStore, tmp_path: Path, occasion: Occasion
 ) -> None:
     latest = table.read_manifest(shop.places.features).latest
-    found = table.read(shop.places.features, [latest])  # type: ignore[list-item]
+    found = table.read(shop.places.features, [latest])
     column = {Occasion.CART_LEFT: "tp_cart_left", Occasion.COMPLAINT: "complaints_open"}[occasion]
     expected = [name for name, flag in zip(found["customer_id"].to_pylist(), found[column].to_pylist(), strict=True) if flag > 0]
     round_of(shop, store, occasion=occasion).run(tmp_path / "day.parquet")

@@ -14,7 +14,7 @@ from serving.decide import NO_OCCASION, OCCASIONS, REASONS, SEGMENTS, Binding, O
 from serving.online import DAY_SECONDS, PastContact, Standing
 from serving.policy import CHANNELS, TIERS, Occasion, Policy, Segment, read
 from serving.quiet import send_after
-from serving.standings import Moment, standings
+from serving.standings import DecisionMoment, standings
 from tests.serving.test_policy import shipped_with
 
 POLICY = read()
@@ -37,7 +37,7 @@ def situation(
 ) -> Situation:
     """One customer of a high risk and value whom, unless told otherwise, nothing keeps from a contact."""
     place, known = SEGMENTS.index(segment), [standing or Standing({}, ())]
-    fields = standings(Moment(policy or POLICY, NOW, ZoneInfo("UTC"), tracked), known, [place], occasion and occasion.value)
+    fields = standings(DecisionMoment(policy or POLICY, NOW, ZoneInfo("UTC"), tracked), known, [place], occasion and occasion.value)
     numbers = {"p": 0.8, "value": 500.0, "silence_days": 20.0} | given
     touched_NP = np.array([[name in touchpoints for name in TOUCHED]])
     p, value, silence = (np.array([numbers[name]]) for name in ("p", "value", "silence_days"))

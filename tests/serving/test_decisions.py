@@ -37,7 +37,7 @@ from serving.online import DAY_SECONDS
 from serving.policy import TIERS, Policy
 from serving.score import IDENTITY, Engine
 from serving.sqlite_store import SqliteStore
-from serving.standings import Moment
+from serving.standings import DecisionMoment
 from tests.conftest import ROOT
 from tests.serving.test_policy import TEXT
 from training.dataset import TrainingData
@@ -346,7 +346,7 @@ def test_prices_of_the_day_hold_for_two_days_and_for_their_policy_only(shop: Lig
     decider = Decider(store, lambda: NOW)
 
     def prices(engine: Engine, days: float) -> list[float]:
-        moment = Moment(engine.policy, NOW + days * DAY_SECONDS, engine.zone, False)
+        moment = DecisionMoment(engine.policy, NOW + days * DAY_SECONDS, engine.zone, False)
         return list(decider.prices(moment, [moment.today])[0])
 
     assert prices(engine, 0) == [0.0, 0.0]

@@ -15,7 +15,7 @@ import pytest
 
 from serving import sqlite_store
 from serving.audit import subject
-from serving.online import OnlineStore, PastContact, StoreBusy
+from serving.online import Charge, OnlineStore, PastContact, StoreBusy
 from serving.sqlite_store import SqliteStore
 from tests.conftest import ROOT
 
@@ -35,9 +35,9 @@ class OnlineStoreTests:
         assert (store.position(), store.known(), store.fresh(["a"]), store.erased(["a"])) == (0, set(), set(), set())
 
     def test_an_exception_undoes_the_whole_transaction(self, store: OnlineStore) -> None:
-        store.charge([(None, "d", "budget", 5, False)])
+        store.charge([Charge(None, "d", "budget", 5)])
         with pytest.raises(RuntimeError), store.transaction():  # noqa: PT012
-            store.charge([(None, "d", "budget", 7, False)])
+            store.charge([Charge(None, "d", "budget", 7)])
             store.record([("id", 1.0, "a", "{}", None)])
             store.add_contacts([("a", 1.0, 1, MAIL, False, "id")])
             raise RuntimeError
@@ -174,7 +174,7 @@ class OnlineStoreTests:
 
     def test_a_days_use_adds_up_by_resource(self, store: OnlineStore) -> None:
         used = (("d", "budget", 5), ("d", "budget", 7), ("d", "concierge", 2), ("e", "budget", 1))
-        store.charge((f"id{number}", *one, False) for number, one in enumerate(used))
+        store.charge(Charge(f"id{number}", *one) for number, one in enumerate(used))
         assert (store.spent("d"), store.spent("e")) == ({"budget": 12, "concierge": 2}, {"budget": 1})
 
     def test_the_feed_gives_decisions_in_the_order_of_the_log(self, store: OnlineStore) -> None:
@@ -284,10 +284,11 @@ def child(file: Path) -> Iterator[subprocess.Popen[str]]:
     code = f"""
 import sys, time
 from pathlib import Path
+from serving.online import Charge
 from serving.sqlite_store import SqliteStore
 store = SqliteStore(Path({str(file)!r}))
 with store.transaction():
-    store.charge([(None, "d", "budget", 7, False)])
+    store.charge([Charge(None, "d", "budget", 7)])
     print("in", flush=True)
     sys.stdin.readline()
 print("out", flush=True)
@@ -307,7 +308,7 @@ def test_another_process_waits_for_a_transaction_and_sees_nothing_of_it_before(f
     def spend() -> None:
         with store.transaction():
             done.append(store.spent("d"))
-            store.charge([(None, "d", "budget", 5, False)])
+            store.charge([Charge(None, "d", "budget", 5)])
 
     thread = threading.Thread(target=spend)
     thread.start()
@@ -323,7 +324,7 @@ def test_a_process_killed_in_a_transaction_leaves_nothing_of_it(file: Path, chil
     child.kill()
     child.wait()
     store = SqliteStore(file)
-    store.charge([(None, "d", "budget", 1, False)])
+    store.charge([Charge(None, "d", "budget", 1)])
     assert store.spent("d") == {"budget": 1}
 
 

@@ -12,7 +12,7 @@ from serving import decide, decisions, policy
 from serving.decide import SEGMENTS, Situation
 from serving.online import DAY_SECONDS, PastContact, Standing
 from serving.policy import CHANNELS, TIERS, Policy
-from serving.standings import Moment, standings
+from serving.standings import DecisionMoment, standings
 from tests.serving.test_policy_files import File, cap, told
 
 NOW, N = 1_800_000_000.0, 400
@@ -217,7 +217,7 @@ def made_up(rules: Policy) -> Situation:
     rng = np.random.default_rng(14)
     known = [Standing({}, contacts(rng)) for _ in range(N)]
     segment = rng.integers(0, len(SEGMENTS), N)
-    fields = standings(Moment(rules, NOW, ZoneInfo("UTC"), False), known, segment.tolist(), None)
+    fields = standings(DecisionMoment(rules, NOW, ZoneInfo("UTC"), False), known, segment.tolist(), None)
     touched_NP = rng.random((N, len(TOUCHPOINTS))) < 0.1
     return Situation(rng.random(N) * 0.999, rng.lognormal(4, 2, N), segment, touched_NP, rng.random(N) * 400, **fields)
 

@@ -20,7 +20,7 @@ from serving.decisions import Decider
 from serving.desk import Desk
 from serving.inbox import NewEvent
 from serving.load import load
-from serving.online import DAY_SECONDS, Listed, PastContact
+from serving.online import DAY_SECONDS, Charge, Listed, PastContact
 from serving.policy import TIERS
 from serving.schemas import Outcome
 from serving.sqlite_store import SqliteStore
@@ -60,6 +60,7 @@ class Played:
 
     shop: Light
     store: SqliteStore
+    desk: Desk
     now: float = field(default_factory=lambda: at("2026-01-07T10:00:00"))
 
     @property
@@ -80,12 +81,13 @@ class Played:
         inbox.keep(self.shop.engine, self.store, events, self.now)
 
     def happened(self, decision: str, kind: str, moment: float | None = None) -> bool:
-        """An outcome of a decision, as the API takes it."""
+        """Tell an outcome of a decision, as the API takes it; whether it was new."""
         told = datetime.fromtimestamp(self.now if moment is None else moment, BERLIN)
-        found = self.store.decision(decision)
-        assert found is not None
-        with self.store.transaction():
-            return desk_of(self)._happened(self.shop.engine, Outcome(decision_id=decision, kind=kind, at=told), *found[:2], self.now)
+        self.desk.store = self.desk.decider.store = self.store
+        self.desk.decider.clock = lambda: self.now
+        counts = self.desk.add_outcomes([Outcome(decision_id=decision, kind=kind, at=told)])
+        assert counts["unknown"] == 0
+        return counts["accepted"] == 1
 
     def contacts(self, name: str) -> list[PastContact]:
         return list(self.store.standing([name], "marketing", 0.0)[0].contacts)
@@ -98,28 +100,27 @@ class Played:
         return {resource: used / 1e6 for resource, used in rows}
 
 
-def desk_of(played: Played) -> Desk:
-    """A desk without a service around it."""
-    desk = object.__new__(Desk)
-    desk.store, desk.decider = played.store, played.decider
-    return desk
-
-
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Light:
     return light_shop(tmp_path_factory)
 
 
+@pytest.fixture(scope="module")
+def desk(shop: Light, tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    """A service's desk; each test gives it its own store and clock."""
+    return shop.desk(tmp_path_factory.mktemp("desk") / "online.db")
+
+
 @pytest.fixture
-def played(shop: Light, tmp_path: Path) -> Played:
-    return Played(shop, SqliteStore(tmp_path / "online.db"))
+def played(shop: Light, desk: Desk, tmp_path: Path) -> Played:
+    return Played(shop, SqliteStore(tmp_path / "online.db"), desk)
 
 
 # Money
 
 
 def test_a_budget_lowered_below_what_is_spent_leaves_nothing_and_still_decides(played: Played, tmp_path: Path) -> None:
-    played.store.charge([(None, "2026-01-07", "budget", 1_000_000_000, False)])  # type: ignore[list-item]
+    played.store.charge([Charge(None, "2026-01-07", "budget", 1_000_000_000)])
     told = played.decide(TEXT.replace("per_day = 1000.0", "per_day = 500.0"), 50)
     assert {(one["tier"], one["binding"]) for one in told} == {("none", "budget")}
     day = played.round(TEXT.replace("per_day = 1000.0", "per_day = 500.0")).run(tmp_path / "day.parquet")
@@ -131,7 +132,7 @@ def test_the_largest_budget_is_decided_as_without_one(played: Played, tmp_path: 
     start, end = RICH.index("[budget]"), RICH.index("[capacity.concierge]")
     names = at_risk(played.shop.engine, 40)
     free = played.decide(RICH[:start] + RICH[end:], names)
-    other = Played(played.shop, SqliteStore(tmp_path / "other.db"))
+    other = Played(played.shop, SqliteStore(tmp_path / "other.db"), played.desk)
     bound = other.decide(TEXT.replace("per_day = 1000.0", "per_day = 9000000000.0"), names)
     assert [one["tier"] for one in bound] == [one["tier"] for one in free]
 
@@ -143,7 +144,7 @@ def test_a_budget_pays_as_many_contacts_as_it_holds_in_batch_and_online(
     played: Played, tmp_path: Path, cost: str, budget: str, contacts: int
 ) -> None:
     text = only("nudge", TEXT).replace("nudge = 0.05", f"nudge = {cost}").replace("per_day = 1000.0", f"per_day = {budget}")
-    online = Played(played.shop, SqliteStore(tmp_path / "online2.db"))
+    online = Played(played.shop, SqliteStore(tmp_path / "online2.db"), played.desk)
     assert sum(one["tier"] == "nudge" for one in online.decide(text, 400)) == contacts
     day = played.round(text).run(tmp_path / "day.parquet")
     assert (day.contacts["nudge"], day.contacts["offer"], day.contacts["concierge"]) == (contacts, 0, 0)
@@ -153,7 +154,7 @@ def test_a_budget_pays_as_many_contacts_as_it_holds_in_batch_and_online(
 @pytest.mark.parametrize("text", [TEXT, only("offer", TEXT)], ids=["shipped", "ties"])
 def test_the_service_follows_the_days_plan_to_the_customer_and_the_cent_in_any_order(played: Played, tmp_path: Path, text: str) -> None:
     text = text.replace("per_day = 1000.0", "per_day = 120.0").replace("hours_per_day = 8.0", "hours_per_day = 0.75")
-    batch = Played(played.shop, SqliteStore(tmp_path / "batch.db"))
+    batch = Played(played.shop, SqliteStore(tmp_path / "batch.db"), played.desk)
     batch.round(text).run(tmp_path / "day.parquet")
     contacted = {one["customer"]: (one["tier"], one["channel"]) for one in logged(batch.store.file)}
     played.round(text, prices_only=True).run(tmp_path / "plan.parquet")
@@ -195,7 +196,7 @@ def test_hours_belong_to_the_day_on_which_the_call_is_made(played: Played) -> No
 
 def test_a_batch_at_night_pays_each_contact_from_its_own_day(played: Played, tmp_path: Path) -> None:
     played.now = at("2026-01-07T22:00:00")
-    played.store.charge([(None, "2026-01-08", "concierge", 7_000_000, False)])  # type: ignore[list-item]
+    played.store.charge([Charge(None, "2026-01-08", "concierge", 7_000_000)])
     text = TEXT.replace("per_day = 1000.0", "per_day = 300.0")
     day = played.round(text).run(tmp_path / "day.parquet")
     made = [(one["send_after"] is None, one["tier"]) for one in logged(played.store.file) if one["tier"] != "none"]
@@ -456,7 +457,7 @@ def test_a_breach_aborts_and_keeps_nothing(played: Played, monkeypatch: pytest.M
 
     name, other = worth_a_call(played.shop)[:2]
     faults: dict[str, Callable[[], None]] = {
-        "money": lambda: played.store.charge([(None, "2026-01-07", "budget", 99_999_000_000, False)]),  # type: ignore[list-item]
+        "money": lambda: played.store.charge([Charge(None, "2026-01-07", "budget", 99_999_000_000)]),
         "consent": lambda: played.store.set_consents([(name, "marketing", "", False, played.now)]),
         "cap": lambda: played.store.add_contacts([(name, played.now - 20 * DAY_SECONDS, 1, "call", True, None)]),
         "twice": lambda: monkeypatch.setattr(decisions.uuid, "uuid4", lambda: type("Same", (), {"hex": "0" * 32})),

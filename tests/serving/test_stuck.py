@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from serving import server, sqlite_store, writer
-from serving.online import StoreBusy
+from serving.online import Charge, StoreBusy
 from serving.sqlite_store import SqliteStore
 from serving.writer import TooSlow, Writer
 from tests.conftest import ROOT, clean_environment
@@ -43,7 +43,7 @@ def spending(store: SqliteStore, write: Writer, rest: Callable[[], Any]) -> Call
 
     def work() -> None:
         with store.transaction():
-            store.charge([(None, "d", "budget", 1, False)])  # type: ignore[list-item]
+            store.charge([Charge(None, "d", "budget", 1)])
             rest()
             write.last_moment()
 
