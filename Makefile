@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SPARK := $(VENV)/.spark
+WORKERS := -n logical --maxprocesses 4 --dist loadgroup # see tests/conftest.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
@@ -30,10 +31,10 @@ run: $(READY) ## the whole path on the bundled real data: contracts, features, m
 	$(BIN)/holdfast run
 
 test: $(SPARK) ## all tests but the slow ones (those of Spark need Java 17, that of PostgreSQL a server)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: $(SPARK) ## all tests
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "slow or not slow"
 
 check: $(READY) ## format, lint, types, import contracts, lock file
 	$(BIN)/ruff format --check .

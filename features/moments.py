@@ -59,6 +59,15 @@ def to_utc(expression: str, zone: str, second: bool = False, years: tuple[int, i
     return _shifted(expression, _within(steps, years), -1)
 
 
+def at_second(expression: str, zone: str, years: tuple[int, int] = (1970, 2100)) -> str:
+    """SQL of the last UTC moment at which the zone's clocks show what they show at a UTC moment: a later one in the autumn hour alone."""
+    steps = [(offsets(zone)[0][0], 0)]
+    for (_, before), (at, after) in pairwise(offsets(zone)):
+        if after < before:  # clocks are put back: what they showed comes again
+            steps += [(at - timedelta(seconds=before - after), before - after), (at, 0)]
+    return _shifted(expression, _within(steps, years), 1)
+
+
 def _within(steps: Sequence[tuple[datetime, int]], years: tuple[int, int]) -> Sequence[tuple[datetime, int]]:
     first = max(bisect_right([at for at, _ in steps], datetime(years[0], 1, 1)) - 1, 0)
     return [step for step in steps[first:] if step[0].year <= years[1]] or steps[:1]

@@ -33,6 +33,13 @@ def cli(home: Path, *words: str, timeout: float = 280) -> subprocess.CompletedPr
     return subprocess.run([HOLDFAST, *words], env=clean_environment(home), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers each file goes to one, and all files that look at the run of the fake shop to the same: it is run once."""
+    looking = {item.path for item in items if "fake_run" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("fake_run" if item.path in looking else item.path.stem))
+
+
 @dataclass(frozen=True)
 class Shop:
     """A data set with its state folder."""

@@ -15,7 +15,7 @@ import duckdb
 
 from features.errors import InputError
 from features.mapping import Contracts
-from features.moments import offsets, to_local, to_utc
+from features.moments import at_second, offsets
 from features.row_rules import conditions
 from features.schema import SOURCES, Column, Source
 from features.snapshots import Orders
@@ -128,7 +128,7 @@ class _Table:
         """The row rules of a column; a local time that comes twice in autumn may be either, so it breaks an order only if both do."""
         for name, words, severity, condition in conditions(column):
             if name == "order" and len(offsets(self.zone)) > 1:
-                again = to_utc(to_local(f'"{column.name}"', self.zone, self.years), self.zone, second=True, years=self.years)
+                again = at_second(f'"{column.name}"', self.zone, self.years)
                 condition = f'{condition} AND ({again}) < "{column.after}"'
             yield name, words, severity, condition
 
