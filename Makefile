@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SPARK := $(VENV)/.spark
-WORKERS := -n logical --maxprocesses 4 --dist loadgroup # see tests/conftest.py
+WORKERS := -n logical --maxprocesses 4 --no-loadscope-reorder # see tests/conftest.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help

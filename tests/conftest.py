@@ -5,9 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from features import mapping
 from features.settings import ENVIRONMENT, Settings
@@ -33,11 +36,23 @@ def cli(home: Path, *words: str, timeout: float = 280) -> subprocess.CompletedPr
     return subprocess.run([HOLDFAST, *words], env=clean_environment(home), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class Sharing(LoadFileScheduling):
     """With several workers each file goes to one, and all files that look at the run of the fake shop to the same: it is run once."""
-    looking = {item.path for item in items if "fake_run" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("fake_run" if item.path in looking else item.path.stem))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "fake_run" if _looks_at_the_run(file) else file
+
+
+@cache
+def _looks_at_the_run(file: str) -> bool:
+    return "fake_run" in (ROOT / file).read_text()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Sharing:
+    """What pytest-xdist shares out the tests by."""
+    return Sharing(config, log)
 
 
 @dataclass(frozen=True)
