@@ -20,14 +20,24 @@ from validation.stages import Places, _manifest, build_features, validate
 
 MOMENTS = [datetime(2025, 3, 1), datetime(2025, 9, 1)]
 LAST = datetime(2025, 12, 1)
+Simulated = tuple[mapping.Dataset, Places, Store]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
+    """A validated shop with all sources."""
+    folder = tmp_path_factory.mktemp("engines")
+    dataset = mapping.read(simulate(folder / "shop", 600))
+    places = Places.of(Settings(home=folder / "home"), dataset)
+    validate(dataset, places)
+    return dataset, places, Store.read(places.sources)
 
 
 @pytest.mark.parametrize("fit_rows", [100_000, 150])
-def test_edges_are_fitted_on_the_same_rows_however_the_table_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit_rows: int) -> None:
-    dataset = mapping.read(simulate(tmp_path / "shop", 600))
-    places = Places.of(Settings(home=tmp_path / "home"), dataset)
-    validate(dataset, places)
-    store = Store.read(places.sources)
+def test_edges_are_fitted_on_the_same_rows_however_the_table_is_cut(
+    shop: Simulated, monkeypatch: pytest.MonkeyPatch, fit_rows: int
+) -> None:
+    dataset, places, store = shop
     manifest = replace(_manifest(dataset, store), snapshots=(*MOMENTS, LAST))
     monkeypatch.setattr(table, "FIT_ROWS", fit_rows)
     fitted, read = [], []
@@ -45,11 +55,8 @@ def test_edges_are_fitted_on_the_same_rows_however_the_table_is_cut(tmp_path: Pa
     assert (read[2][0] < read[2][1]) == (fit_rows == 150)  # the small sample is found before the end
 
 
-def test_through_the_disk_or_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = mapping.read(simulate(tmp_path / "shop", 600))
-    places = Places.of(Settings(home=tmp_path / "home"), dataset)
-    validate(dataset, places)
-    store = Store.read(places.sources)
+def test_through_the_disk_or_at_once(shop: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, places, store = shop
     found = []
     for rows in (10**9, 0):
         monkeypatch.setattr(engines, "STAGED_ROWS", rows)
