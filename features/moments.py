@@ -59,8 +59,8 @@ def to_utc(expression: str, zone: str, second: bool = False, years: tuple[int, i
     return _shifted(expression, _within(steps, years), -1)
 
 
-def at_second(expression: str, zone: str, years: tuple[int, int] = (1970, 2100)) -> str:
-    """SQL of the last UTC moment at which the zone's clocks show what they show at a UTC moment: a later one in the autumn hour alone."""
+def at_second_fold(expression: str, zone: str, years: tuple[int, int] = (1970, 2100)) -> str:
+    """SQL of the UTC moment of ``fold=1`` (PEP 495) of what the zone's clocks show at a UTC moment: later in the autumn hour alone."""
     steps = [(offsets(zone)[0][0], 0)]
     for (_, before), (at, after) in pairwise(offsets(zone)):
         if after < before:  # clocks are put back: what they showed comes again

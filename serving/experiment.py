@@ -32,7 +32,7 @@ from serving.allocate import NO_LIMIT, Allocation, allocate
 from serving.decide import Bools, Floats, Ints
 
 RISK = 3e-4
-"""Bound on the probability that all contacts together exceed some limit; the truth is a tenth at most (`notebooks/LOG.md`)."""
+"""Bound on the probability that all contacts together exceed some limit; a tenth at most in twelve simulated plans (`notebooks/LOG.md`)."""
 STEEPNESS = np.geomspace(1e-5, 60, 80)
 """Of the exponential in the bound; each gives a valid bound, the best is taken. In units of a resource's greatest use."""
 TILTS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 0.99)

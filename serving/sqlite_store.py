@@ -93,6 +93,7 @@ CREATE INDEX IF NOT EXISTS contact_listed ON contact (listed) WHERE listed IS NO
 _AT_ONCE = 500
 """Customers of one query."""
 _OF_CUSTOMER = ("history", "event", "consent", "home", "contact", "response", "decision", "due", "served", "planned", "person", "answered")
+_PRAGMAS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON; PRAGMA mmap_size = 268435456;"
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
@@ -148,9 +149,7 @@ class SqliteStore(OnlineStore):
         if not hasattr(self._local, "db"):
             db = sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None, cached_statements=256, factory=_Connection)
             db.file = self.file
-            db.executescript(
-                "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON; PRAGMA mmap_size = 268435456;"
-            )
+            db.executescript(_PRAGMAS)
             self.file.chmod(0o600)
             self._local.urgent = os.fdopen(os.open(self.urgent, os.O_RDWR | os.O_CREAT, 0o600), "r+b", 0)
             self._local.db = self._of_thread[threading.get_ident()] = db

@@ -15,7 +15,7 @@ import duckdb
 
 from features.errors import InputError
 from features.mapping import Contracts
-from features.moments import at_second, offsets
+from features.moments import at_second_fold, offsets
 from features.row_rules import conditions
 from features.schema import SOURCES, Column, Source
 from features.snapshots import Orders
@@ -128,7 +128,7 @@ class _Table:
         """The row rules of a column; a local time that comes twice in autumn may be either, so it breaks an order only if both do."""
         for name, words, severity, condition in conditions(column):
             if name == "order" and len(offsets(self.zone)) > 1:
-                again = at_second(f'"{column.name}"', self.zone, self.years)
+                again = at_second_fold(f'"{column.name}"', self.zone, self.years)
                 condition = f'{condition} AND ({again}) < "{column.after}"'
             yield name, words, severity, condition
 

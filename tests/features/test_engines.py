@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,17 +21,23 @@ from validation.stages import Places, _manifest, build_features, validate
 
 MOMENTS = [datetime(2025, 3, 1), datetime(2025, 9, 1)]
 LAST = datetime(2025, 12, 1)
-Simulated = tuple[mapping.Dataset, Places, Store]
+
+
+class Simulated(NamedTuple):
+    """A validated shop with all sources."""
+
+    dataset: mapping.Dataset
+    places: Places
+    store: Store
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
-    """A validated shop with all sources."""
     folder = tmp_path_factory.mktemp("engines")
     dataset = mapping.read(simulate(folder / "shop", 600))
     places = Places.of(Settings(home=folder / "home"), dataset)
     validate(dataset, places)
-    return dataset, places, Store.read(places.sources)
+    return Simulated(dataset, places, Store.read(places.sources))
 
 
 @pytest.mark.parametrize("fit_rows", [100_000, 150])

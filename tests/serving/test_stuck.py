@@ -75,9 +75,11 @@ def test_work_over_its_limit_is_undone_and_what_waits_goes_on(
     async def asked() -> None:
         slow = asyncio.create_task(write(spending(store, write, rest.get(kind, lambda: time.sleep(0.5))), limit=0.2))
         await asyncio.sleep(0.05)
+        start = time.monotonic()
         urgent = asyncio.create_task(write(lambda: store.set_meta("opted", "out"), urgent=True))
         with pytest.raises(TooSlow):
             await slow
+        assert time.monotonic() - start < 1
         await urgent
         await write(spending(store, write, lambda: None), limit=5)
 
@@ -114,8 +116,8 @@ def test_what_was_answered_as_too_slow_was_never_written_at_whatever_moment_it_w
                 limit, answered = max(limit / 1.1, 0.002), answered + 1
         return answered
 
-    answered = asyncio.run(asyncio.wait_for(asked(), 120))
-    assert 100 < answered < 390
+    answered = asyncio.run(asyncio.wait_for(asked(), 60))
+    assert 100 < answered < 380
     assert store.spent("d") == {"budget": answered}
     assert write.stuck is False
 
@@ -208,26 +210,28 @@ def victims(shop: Light) -> tuple[str, float, str]:
 
 
 def decision(address: str, customer: str) -> httpx.Response:
-    return httpx.post(f"{address}/v1/decisions", json={"customers": [{"customer_id": customer}]}, timeout=30)
+    return httpx.post(f"{address}/v1/decisions", json={"customers": [{"customer_id": customer}]}, timeout=10)
 
 
 def opt_out(address: str, customer: str) -> httpx.Response:
-    return httpx.post(f"{address}/v1/customers/consents", json={"customer_id": customer, "consents": [{"granted": False}]}, timeout=30)
+    return httpx.post(f"{address}/v1/customers/consents", json={"customer_id": customer, "consents": [{"granted": False}]}, timeout=10)
 
 
 def test_an_endless_decision_is_answered_503_and_another_customers_opt_out_goes_through(shop: Light, tmp_path: Path) -> None:
     poison, probability, other = victims(shop)
     with served(shop, tmp_path, probability, "in Python") as (address, process), ThreadPoolExecutor() as pool:
+        start = time.monotonic()
         slow = pool.submit(decision, address, poison)
         time.sleep(0.3)
         out = opt_out(address, other)
         assert (out.status_code, slow.result().status_code, slow.result().json()["title"]) == (200, 503, "Too slow")
+        assert time.monotonic() - start < 3
         assert int(slow.result().headers["retry-after"]) >= 1
         assert [httpx.get(f"{address}/{name}").status_code for name in ("livez", "readyz")] == [200, 200]
         assert decision(address, other).json()["results"][0]["binding"] == "no_consent"
         assert "holdfast_decisions_cancelled_total 1.0" in httpx.get(f"{address}/metrics").text
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(10)
     told = (tmp_path / "service.log").read_text()
     assert "a decision was cancelled: it took longer than 1.00 s, at <string>" in told
     assert poison not in told
@@ -237,15 +241,17 @@ def test_an_endless_decision_is_answered_503_and_another_customers_opt_out_goes_
 def test_a_writer_that_hangs_in_c_fails_the_probes_and_still_ends_when_told(shop: Light, tmp_path: Path) -> None:
     poison, probability, _ = victims(shop)
     with served(shop, tmp_path, probability, "in C") as (address, process), ThreadPoolExecutor() as pool:
+        start = time.monotonic()
         slow = pool.submit(decision, address, poison)
         assert httpx.get(f"{address}/livez").status_code == 200
         assert slow.result().status_code == 503
-        end = time.monotonic() + 30
-        while httpx.get(f"{address}/livez").status_code == 200 and time.monotonic() < end:
-            time.sleep(0.5)
+        assert time.monotonic() - start < 3
+        time.sleep(2.5)
         assert [httpx.get(f"{address}/{name}").status_code for name in ("livez", "healthz", "readyz")] == [503] * 3
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        told = time.monotonic()
+        process.wait(10)
+        assert time.monotonic() - told < 1.5 + 3 + 2
 
 
 # A locked store
@@ -305,8 +311,10 @@ def test_a_decision_while_a_batch_writes_is_answered_503_and_made_afterwards(sho
     _, _, other = victims(shop)
     with served(shop, tmp_path, -1.0, "never") as (address, _):
         with holding(tmp_path / "online.db"):
+            start = time.monotonic()
             told = decision(address, other)
             assert (told.status_code, told.headers["content-type"]) == (503, "application/problem+json")
+            assert time.monotonic() - start < 3
             assert httpx.get(f"{address}/livez").status_code == 200
         end = time.monotonic() + 15  # SQLite waits for a lock in C: the cut comes with the lock
         while (answer := decision(address, other)).status_code == 503 and time.monotonic() < end:
